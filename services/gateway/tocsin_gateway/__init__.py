@@ -1,0 +1,1 @@
+"""tocsin_gateway."""

@@ -1,0 +1,1 @@
+"""What tests of every kind share: real servers, a TCP proxy that fails on command, an oracle."""

@@ -1,0 +1,181 @@
+"""The edge to NATS: a connection that never gives up, the state of a stream, and the service protocol.
+
+nats-py gives up after 60 reconnects and drops messages of a slow subscriber; `connect` sets the first right, and callers
+that subscribe must bound and watch their own queue (`error` in `Link` counts what was dropped).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+import nats.micro
+import structlog
+from nats.aio.client import Client
+from nats.micro.request import Request
+
+from tocsin import __version__
+from tocsin.errors import OperatorError, Unavailable
+from tocsin.event import EPOCH_METADATA
+
+API_TIMEOUT: Final = 5.0
+STREAM_NOT_FOUND: Final = 10059
+
+log = structlog.get_logger("tocsin.broker")
+
+
+@dataclass(slots=True)
+class Link:
+    """What is known of a connection: `client` is nats-py's; `connected` is set while the server answers."""
+
+    client: Client
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    reconnects: int = 0
+    slow_consumer_errors: int = 0
+    last_error: str = ""
+
+
+class StreamState(msgspec.Struct, frozen=True, kw_only=True):
+    """A stream at one moment. Sequences are JetStream's; `last_sequence` is 0 in a fresh stream."""
+
+    name: str
+    created: str
+    epoch: str | None
+    first_sequence: int
+    last_sequence: int
+    messages: int
+    bytes: int
+    config: dict[str, Any]
+
+
+class JetStreamError(Exception):
+    """JetStream's own refusal: `code` is the HTTP-like class, `err_code` the exact reason."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+
+@contextlib.asynccontextmanager
+async def connect(servers: list[str], *, name: str, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
+    """A connection that waits for the server as long as it takes, says so, and reconnects without end.
+
+    Raises OperatorError for a URL that can't be one. At the end what was published is flushed, for at most 2 s.
+    """
+    client = Client()
+    link = Link(client)
+    shown = ", ".join(server.rpartition("@")[2] for server in servers)
+    said = 0.0
+
+    async def on_error(error: Exception) -> None:
+        nonlocal said
+        link.last_error = str(error) or type(error).__name__
+        if isinstance(error, nats.errors.SlowConsumerError):
+            link.slow_consumer_errors += 1
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            log.warning("NATS", server=shown, error=link.last_error, hint="" if link.connected.is_set() else "waiting for it; TOCSIN_NATS_URL says where it is")
+
+    async def on_disconnect() -> None:
+        link.connected.clear()
+
+    async def on_reconnect() -> None:
+        link.reconnects += 1
+        link.connected.set()
+        log.info("NATS is back", server=shown)
+
+    try:
+        await client.connect(
+            servers,
+            name=name,
+            error_cb=on_error,
+            disconnected_cb=on_disconnect,
+            reconnected_cb=on_reconnect,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; passed to sleep as it is
+            connect_timeout=3,
+            ping_interval=3,
+            max_outstanding_pings=2,
+            pending_size=pending_bytes,
+            drain_timeout=2,
+        )
+    except (ValueError, nats.errors.Error) as error:
+        raise OperatorError(f"TOCSIN_NATS_URL={shown!r}: {error}", "write it as nats://host:4222, several separated by commas", exit_code=2) from error
+    link.connected.set()
+    try:
+        yield link
+    finally:
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(2):
+                if client.is_connected:
+                    await client.flush(1)
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await client.close()
+
+
+async def api(client: Client, subject: str, request: Mapping[str, Any] | None = None, *, wait: float = API_TIMEOUT) -> dict[str, Any]:
+    """One JetStream API request, `subject` without `$JS.API.`; the decoded answer.
+
+    Raises JetStreamError for a refusal and Unavailable where nothing answers. It speaks the API in plain JSON, since
+    nats-py's own classes drop the fields that they do not know when a configuration is read and written back.
+    """
+    try:
+        message = await client.request(f"$JS.API.{subject}", msgspec.json.encode(request) if request else b"", timeout=wait)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unavailable(f"JetStream does not answer to {subject}: {error}") from error
+    answer: dict[str, Any] = msgspec.json.decode(message.data)
+    if "error" in answer:
+        refusal = answer["error"]
+        raise JetStreamError(refusal.get("code", 0), refusal.get("err_code", 0), refusal.get("description", ""))
+    return answer
+
+
+async def stream_state(client: Client, name: str) -> StreamState | None:
+    """The stream's state, or None where there is no such stream. Raises Unavailable, JetStreamError."""
+    try:
+        answer = await api(client, f"STREAM.INFO.{name}")
+    except JetStreamError as error:
+        if error.err_code == STREAM_NOT_FOUND:
+            return None
+        raise
+    return state_of(answer)
+
+
+def state_of(answer: Mapping[str, Any]) -> StreamState:
+    """The state in an answer of STREAM.INFO, CREATE or UPDATE."""
+    config, state = answer["config"], answer["state"]
+    return StreamState(
+        name=config["name"],
+        created=answer["created"],
+        epoch=(config.get("metadata") or {}).get(EPOCH_METADATA),
+        first_sequence=state["first_seq"],
+        last_sequence=state["last_seq"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        config=config,
+    )
+
+
+@contextlib.asynccontextmanager
+async def announce(client: Client, name: str, description: str, status: Callable[[], Awaitable[bytes]]) -> AsyncIterator[None]:
+    """Answer NATS's service protocol (`nats micro ls`), with an endpoint `<name>.status` that replies with `status()`."""
+    service = await nats.micro.add_service(client, name=name, version=__version__, description=description)
+
+    async def answer(request: Request) -> None:
+        await request.respond(await status())
+
+    await service.add_endpoint(name="status", subject=f"{name}.status", handler=answer)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(2):
+                await service.stop()

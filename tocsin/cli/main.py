@@ -1,0 +1,77 @@
+"""The `tocsin` command. Each verb is a module with a function `command`, imported only when it is called or listed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from tocsin import __version__
+from tocsin.errors import OperatorError, TocsinError
+from tocsin.service import show_error
+
+VERBS: Final = {
+    "up": "Start here",
+    "doctor": "Start here",
+    "install": "Source database",
+    "watch": "Source database",
+    "unwatch": "Source database",
+    "watched": "Source database",
+    "uninstall": "Source database",
+    "replicate": "Replica",
+    "drift": "Replica",
+    "tail": "Events",
+    "listener": "Services",
+    "gateway": "Services",
+    "check": "Services",
+}
+"""Every verb, in the order of `--help`, with the panel that it stands in."""
+
+
+class LazyGroup(TyperGroup):
+    """Loads a verb's module when it is asked for, so that `tocsin tail` does not import a web server."""
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"tocsin.cli.{cmd_name}")
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(cmd_name, rich_help_panel=VERBS[cmd_name])(module.command)
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tocsin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False) -> None:
+    """Live updates from the PostgreSQL you already run: every committed change on a NATS subject, in a browser, and proven on the replica.
+
+    Begin with `tocsin up`: it starts everything on this machine and prints what to try.
+    Settings are TOCSIN_* variables, a .env file or flags; docs/settings.md lists them.
+    """
+
+
+def main() -> None:
+    """The console script: what a person can mend is shown as a message and its fix."""
+    try:
+        app()
+    except TocsinError as error:
+        show_error(error)
+        sys.exit(error.exit_code if isinstance(error, OperatorError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The retry policies, all in one place. Each is jittered, and bounded in time or in the wait between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, stop_never, wait_exponential_jitter
+
+from tocsin.errors import Unavailable
+
+Hook = Callable[[int, BaseException | None, float], Any]
+"""Called before each pause with the attempt's number from 1, its error and the seconds to come."""
+
+
+def _before_sleep(hook: Hook | None) -> Callable[[RetryCallState], None] | None:
+    if hook is None:
+        return None
+
+    def call(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        hook(state.attempt_number, error, state.next_action.sleep if state.next_action else 0.0)
+
+    return call
+
+
+def forever(*errors: type[BaseException], on_retry: Hook | None = None, longest: float = 5.0) -> AsyncRetrying:
+    """For links that a service can't live without: 50 ms, doubling to `longest` seconds, with jitter, without end.
+
+    Make a new one after each success, so that the next outage begins with short pauses.
+    """
+    return AsyncRetrying(
+        retry=retry_if_exception_type(errors or (Unavailable,)),
+        wait=wait_exponential_jitter(initial=0.05, max=longest, jitter=0.25),
+        stop=stop_never,
+        before_sleep=_before_sleep(on_retry),
+        reraise=True,
+    )
+
+
+def for_seconds(limit: float, *errors: type[BaseException], on_retry: Hook | None = None) -> AsyncRetrying:
+    """For one request: 20 ms, doubling to 1 s, with jitter, until `limit` seconds are over; then the last error."""
+    return AsyncRetrying(
+        retry=retry_if_exception_type(errors or (Unavailable,)),
+        wait=wait_exponential_jitter(initial=0.02, max=1.0, jitter=0.05),
+        stop=stop_after_delay(limit),
+        before_sleep=_before_sleep(on_retry),
+        reraise=True,
+    )

@@ -1,0 +1,143 @@
+"""Every setting of every part, from `TOCSIN_*` variables, a `.env` file and flags, in rising order.
+
+`load_settings` is the one place that reads the environment. An invalid value raises OperatorError with exit code 2 and
+names the setting, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tocsin.duration import parse_duration
+from tocsin.errors import OperatorError
+from tocsin.subject import Pattern, encode_token
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Duration = Annotated[timedelta, BeforeValidator(lambda v: parse_duration(v) if isinstance(v, str) else v)]
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(lambda v: tuple(n.strip() for n in v.split(",") if n.strip()) if isinstance(v, str) else v),
+]
+
+
+class Settings(BaseSettings):
+    """The field `x_y` is the variable `TOCSIN_X_Y` and, where a verb has it, the flag `--x-y`."""
+
+    model_config = SettingsConfigDict(env_prefix="TOCSIN_", env_file=".env", extra="ignore", frozen=True, validate_default=False)
+
+    database_url: str | None = Field(None, description="The source database, postgresql://user@host:5432/name; a direct connection, no transaction pooler")
+    replica_url: str | None = Field(None, description="The logical replica that the checker audits")
+    nats_url: str = Field(DEFAULT_NATS_URL, description="NATS with JetStream; several servers separated by commas")
+    source: str | None = Field(None, description="The source's name in subjects and events; default: the database's name")
+    stream: str | None = Field(None, description="The JetStream stream; default TOCSIN_<SOURCE>")
+    subject_prefix: str = Field("pg", description="The first token of every subject")
+    channels: Names = Field((), description="Existing NOTIFY channels to carry, separated by commas")
+    stream_max_age: Duration = Field(timedelta(days=7), description="How long the stream keeps events")
+    stream_max_bytes: ByteSize = Field(ByteSize(8 << 30), description="How large the stream may grow")
+    stream_replicas: int = Field(1, ge=1, le=5, description="JetStream replicas of the stream: 1, 3 or 5")
+    doorbell: Literal["auto", "on", "off"] = Field("auto", description="auto rings unless prepared transactions are possible; off reads every 20 ms instead")
+    max_event: ByteSize = Field(ByteSize(900 << 10), description="The largest event, headers included; a larger one is sent with its key only")
+    listener_host: str = Field("127.0.0.1", description="Address of the listener's health and metrics")
+    listener_port: Port = Field(8070, description="Port of the listener's health and metrics")
+    gateway_host: str = Field("127.0.0.1", description="Address of the gateway")
+    gateway_port: Port = Field(8080, description="Port of the gateway")
+    check_host: str = Field("127.0.0.1", description="Address of the checker")
+    check_port: Port = Field(8090, description="Port of the checker")
+    embedded_nats_port: Port = Field(4222, description="Port of the NATS server that `tocsin up` starts")
+    embedded_source_port: Port = Field(5433, description="Port of the source PostgreSQL that `tocsin up` starts")
+    embedded_replica_port: Port = Field(5434, description="Port of the replica PostgreSQL that `tocsin up` starts")
+    jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens")
+    jwks_url: str | None = Field(None, description="Where the keys of RS256 and ES256 tokens are")
+    jwt_audience: str | None = Field(None, description="The audience that a token must name")
+    jwt_issuer: str | None = Field(None, description="The issuer that a token must name")
+    allowed_origins: Names = Field((), description="Origins whose pages may connect, separated by commas; the gateway's own is always allowed")
+    insecure: bool = Field(False, description="1 serves without tokens on an address other than loopback")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal, else json")
+
+    @field_validator("subject_prefix")
+    @classmethod
+    def _one_plain_token(cls, value: str) -> str:
+        if encode_token(value) != value or value.startswith("%"):
+            raise ValueError("one token of letters, digits, '_' and '-' is allowed")
+        Pattern(value)
+        return value
+
+    @field_validator("stream_replicas")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value not in (1, 3, 5):
+            raise ValueError("1, 3 or 5 is allowed")
+        return value
+
+    @field_validator("database_url", "replica_url")
+    @classmethod
+    def _postgres_url(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("postgresql", "postgres"):
+            raise ValueError("a URL that begins with postgresql:// is allowed, such as postgresql://user@host:5432/name")
+        return value
+
+    @property
+    def source_name(self) -> str:
+        """The source's name: as set, else the database's in the source URL."""
+        if self.source:
+            return self.source
+        name = unquote(urlsplit(self.require_database_url()).path.lstrip("/"))
+        if not name:
+            raise OperatorError(
+                "TOCSIN_DATABASE_URL names no database",
+                "end it with the database's name, as in postgresql://user@host:5432/shop, or set TOCSIN_SOURCE",
+                exit_code=2,
+            )
+        return name
+
+    @property
+    def stream_name(self) -> str:
+        """The stream's name: as set, else TOCSIN_ and the source in capitals, with what NATS forbids there escaped."""
+        return self.stream or f"TOCSIN_{encode_token(self.source_name).replace('%', '_').upper()}"
+
+    @property
+    def nats_servers(self) -> list[str]:
+        return [url.strip() for url in self.nats_url.split(",") if url.strip()]
+
+    def require_database_url(self) -> str:
+        return _required(self.database_url, "TOCSIN_DATABASE_URL", "the source database")
+
+    def require_replica_url(self) -> str:
+        return _required(self.replica_url, "TOCSIN_REPLICA_URL", "the logical replica")
+
+
+def _required(value: str | None, name: str, what: str) -> str:
+    if value is None:
+        raise OperatorError(
+            f"{name} is not set: it says where {what} is", f"export {name}=postgresql://user@host:5432/name, or start everything with: tocsin up", exit_code=2
+        )
+    return value
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from the environment, `.env` and the flags that are not None."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as invalid:
+        lines = [_describe(error) for error in invalid.errors(include_url=False)]
+        raise OperatorError(
+            "\n".join(lines), "correct the setting and start again; `tocsin --help` and docs/settings.md list all of them", exit_code=2
+        ) from None
+
+
+def _describe(error: Any) -> str:
+    name = "TOCSIN_" + "_".join(str(part) for part in error["loc"]).upper()
+    field = Settings.model_fields.get(str(error["loc"][0]).lower())
+    value = "(hidden)" if "secret" in name.lower() else repr(error["input"])
+    reason = error["msg"].removeprefix("Value error, ")
+    what = f" ({field.description})" if field and field.description else ""
+    return f"{name}={value} is not valid: {reason}{what}"

