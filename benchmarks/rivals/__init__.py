@@ -1,0 +1,1 @@
+"""What Tocsin is measured against, as small as people write it."""
