@@ -20,7 +20,10 @@ from tests.support import oracle
 from tests.support.pipeline import Pipeline, pipeline
 from tocsin.stack import process
 
-TABLE = "CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer int NOT NULL, note text NOT NULL, amount numeric(12,2) NOT NULL, at timestamptz NOT NULL DEFAULT now())"
+TABLE = """
+CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer int NOT NULL, note text NOT NULL,
+                     amount numeric(12,2) NOT NULL, at timestamptz NOT NULL DEFAULT now())
+"""
 INSERT = "\\set c random(1, 1000)\nINSERT INTO {name} (customer, note, amount) VALUES (:c, 'a note of some forty characters, or so', 12.34);\n"
 NOTIFY = """
 CREATE FUNCTION notify_row() RETURNS trigger LANGUAGE plpgsql AS
@@ -99,8 +102,10 @@ async def main(seconds: int, rounds: int, writer_counts: list[int]) -> None:
             await running.tocsin("watch", "orders")
             measured = [await round_of(running, source, writers, seconds) for _ in range(rounds)]
             median = {name: statistics.median(figures[name] for figures in measured) for name in measured[0]}
-            for name in ("bare", "no listener", "whole", "row NOTIFY"):
-                rows.append({"writers": writers, "": name, "commits/s": median[name], "of bare": median[name] / median["bare"]})
+            rows += [
+                {"writers": writers, "": name, "commits/s": median[name], "of bare": median[name] / median["bare"]}
+                for name in ("bare", "no listener", "whole", "row NOTIFY")
+            ]
             result |= {
                 f"ratio_bare_{writers}": round(median["whole"] / median["bare"], 3),
                 f"ratio_notify_{writers}": round(median["whole"] / median["row NOTIFY"], 2),

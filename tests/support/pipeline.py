@@ -106,14 +106,16 @@ class Pipeline:
 
 
 @contextlib.asynccontextmanager
-async def pipeline(*, replica: bool = False, configuration: Mapping[str, str] | None = None, sync: str = "2m", **settings: str) -> AsyncIterator[Pipeline]:
+async def pipeline(
+    *, replica: bool = False, configuration: Mapping[str, str] | None = None, sync: str = "2m", nats_extra: str = "", **settings: str
+) -> AsyncIterator[Pipeline]:
     """Servers with an empty database `shop`, no service started; all of it ends with the context."""
     with tempfile.TemporaryDirectory(prefix="tocsin-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
         source = PostgresServer(folder / "source", process.free_port(), configuration=configuration)
         copy = PostgresServer(folder / "replica", process.free_port(), configuration=configuration) if replica else None
-        nats = NatsServer(folder / "nats", process.free_port(), sync=sync)
+        nats = NatsServer(folder / "nats", process.free_port(), sync=sync, extra=nats_extra)
         running = Pipeline(folder, source, nats, copy, _environment(source, copy, nats, settings))
         try:
             async with asyncio.TaskGroup() as group:
