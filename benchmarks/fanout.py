@@ -95,10 +95,10 @@ async def main(rounds: int, cases: list[tuple[int, int]]) -> None:
                 "nats-server",
                 websocket_port,
                 "/",
-                ('CONNECT {"verbose":false}\\r\\nSUB pg.shop.change.public.orders.* 1\\r\\nPING\\r\\n',),
+                ('CONNECT {"verbose":false,"headers":true}\\r\\nSUB pg.shop.change.public.orders.* 1\\r\\nPING\\r\\n',),
                 "binary",
                 "PONG",
-                "HMSG pg",
+                "MSG pg.shop",
             ),
             Target("send_json loop", rival_port, "/ws", ("hello",), "text", '"ready"', '"op":"event"'),
         )
