@@ -8,9 +8,13 @@ import os
 from collections.abc import AsyncIterator
 
 import asyncpg
+from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from tocsin.stack.process import port_is_open
+
+# The reaper is one more image to pull; the contexts below stop what they start.
+testcontainers_config.ryuk_disabled = True
 
 POSTGRES_IMAGE = os.environ.get("TOCSIN_TEST_POSTGRES_IMAGE", "postgres:15-bookworm")
 NATS_IMAGE = os.environ.get("TOCSIN_TEST_NATS_IMAGE", "nats:2-alpine")
