@@ -1,0 +1,56 @@
+-- How replication is set up, and what has to be so before it can be.
+
+-- name: source_facts
+SELECT current_setting('server_version_num')::int AS version, current_setting('wal_level') AS wal_level,
+       current_setting('max_replication_slots')::int AS max_slots, (SELECT count(*) FROM pg_replication_slots)::int AS slots,
+       current_setting('max_wal_senders')::int AS max_senders, (SELECT count(*) FROM pg_stat_replication)::int AS senders,
+       current_user::text AS "user", current_database()::text AS database, pg_is_in_recovery() AS in_recovery,
+       has_database_privilege(current_database(), 'CREATE') AS may_create
+
+-- name: may_replicate
+-- Managed services give the right through a role of their own.
+SELECT r.rolsuper OR r.rolreplication
+       OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname IN ('rds_replication', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') AND pg_has_role(r.oid, m.oid, 'MEMBER'))
+FROM pg_roles r WHERE r.rolname = $1
+
+-- name: replica_facts
+SELECT current_setting('server_version_num')::int AS version, current_user::text AS "user", current_database()::text AS database, pg_is_in_recovery() AS in_recovery,
+       current_setting('max_logical_replication_workers')::int AS max_workers,
+       (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)::int AS workers,
+       has_database_privilege(current_database(), 'CREATE') AS may_create,
+       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+       OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname IN ('pg_create_subscription', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') AND pg_has_role(m.oid, 'MEMBER')) AS may_subscribe
+
+-- name: system_identifier
+SELECT system_identifier::text FROM pg_control_system()
+
+-- name: open_transactions
+SELECT pid, coalesce(application_name, '') AS application, extract(epoch FROM now() - xact_start)::int AS seconds
+FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 1
+
+-- name: published
+SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = $1
+
+-- name: publication
+SELECT puballtables, pubviaroot, pubinsert AND pubupdate AND pubdelete AS all_ops FROM pg_publication WHERE pubname = $1
+
+-- name: subscription
+SELECT oid, subname, subslotname, subenabled, subpublications
+FROM pg_subscription WHERE subname = $1 AND subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+
+-- name: subscribed_by
+SELECT s.subname, n.nspname, c.relname, r.srsubstate::text AS state
+FROM pg_subscription_rel r
+JOIN pg_subscription s ON s.oid = r.srsubid
+JOIN pg_class c ON c.oid = r.srrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+
+-- name: slot
+SELECT slot_name, active, plugin, database, wal_status FROM pg_replication_slots WHERE slot_name = $1
+
+-- name: copy_progress
+-- tuples_processed is bigint since 14; a table that is not being copied at the moment has no row.
+SELECT relid::oid AS oid, tuples_processed FROM pg_stat_progress_copy WHERE datname = current_database()
+
+-- name: subscription_errors
+SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = $1

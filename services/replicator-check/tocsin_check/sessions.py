@@ -1,0 +1,65 @@
+"""Sessions of the checker on the source and the replica: their settings are pinned, so that the same row reads the same."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from tocsin import postgres
+
+SOURCE_SETTING: Final = "TOCSIN_DATABASE_URL"
+REPLICA_SETTING: Final = "TOCSIN_REPLICA_URL"
+
+# The search path makes format_type and regclass write every name that is not PostgreSQL's own with its schema.
+_PINNED: Final = """
+SET search_path = pg_catalog;
+SET TimeZone = 'UTC';
+SET DateStyle = 'ISO, YMD';
+SET IntervalStyle = 'postgres';
+SET extra_float_digits = 1;
+SET bytea_output = 'hex';
+SET xmlbinary = 'base64';
+SET xmloption = 'content';
+SET lc_monetary = 'C';
+SET quote_all_identifiers = off;
+SET row_security = off;
+SET jit = off;
+SET lock_timeout = '5s';
+"""
+# A reader takes part of one CPU only, never waits long, and can't write by accident.
+_READING: Final = """
+SET default_transaction_read_only = on;
+SET statement_timeout = '60s';
+SET max_parallel_workers_per_gather = 0;
+"""
+# The marker is flushed here and does not wait for synchronous standbys.
+_MARKING: Final = """
+SET synchronous_commit = local;
+SET statement_timeout = '10s';
+"""
+
+
+async def open_reader(url: str, setting: str) -> asyncpg.Connection:
+    """A read-only session with statement and lock time-outs. Raises OperatorError, Unavailable."""
+    return await _open(url, setting, "tocsin check", _PINNED + _READING)
+
+
+async def open_marker(url: str) -> asyncpg.Connection:
+    """The one session that writes on the source: the marker row, nothing else. Raises OperatorError, Unavailable."""
+    return await _open(url, SOURCE_SETTING, "tocsin check marker", _PINNED + _MARKING)
+
+
+async def open_builder(url: str, setting: str) -> asyncpg.Connection:
+    """A session that sets replication up. Raises OperatorError, Unavailable."""
+    return await _open(url, setting, "tocsin replicate", _PINNED)
+
+
+async def _open(url: str, setting: str, application: str, settings: str) -> asyncpg.Connection:
+    connection = await postgres.connect(url, setting=setting, application=application)
+    try:
+        await connection.execute(settings)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
