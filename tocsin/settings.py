@@ -6,6 +6,7 @@ names the setting, the value and what is allowed.
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -132,6 +133,16 @@ def load_settings(**flags: Any) -> Settings:
         raise OperatorError(
             "\n".join(lines), "correct the setting and start again; `tocsin --help` and docs/settings.md list all of them", exit_code=2
         ) from None
+
+
+def child_environment(**settings: str) -> dict[str, str]:
+    """The environment of a child process that is a Tocsin command: ours, with `settings` (fields by name) in place of what it says."""
+    return {**os.environ, **{f"TOCSIN_{name.upper()}": value for name, value in settings.items()}}
+
+
+def inherited_environment(*names: str) -> dict[str, str]:
+    """Only these variables of ours, as far as they are set: for a child that must not see the rest."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _describe(error: Any) -> str:

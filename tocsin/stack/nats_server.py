@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Final
 
 from tocsin.errors import OperatorError
 from tocsin.stack import process
+from tocsin.stack.ports import port_taken
 
 START_TIMEOUT: Final = 15.0
 
@@ -29,13 +27,14 @@ def binary() -> Path:
 class NatsServer:
     """One server with JetStream stored in `data`, on `port`; `sync` is JetStream's sync_interval, such as `always`.
 
-    `extra` is appended to its configuration as it is.
+    `extra` is appended to its configuration as it is. `setting` is what the person at the terminal changes the port with.
     """
 
     def __init__(self, data: Path, port: int, *, sync: str = "2m", extra: str = "", setting: str = "the port") -> None:
         self.data = data.absolute()
         self.port = port
         self.log = self.data.parent / f"{self.data.name}.log"
+        self._pid_file = self.data.parent / f"{self.data.name}.pid"
         self._sync = sync
         self._extra = extra
         self._setting = setting
@@ -49,19 +48,24 @@ class NatsServer:
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None and self._child.returncode is None else None
 
+    async def end_leftover(self) -> bool:
+        """End a server that an earlier run left behind in the same folder; whether there was one."""
+        return await process.end_leftover(self._pid_file)
+
     async def start(self) -> None:
         """Raises OperatorError with the end of the server's log where it does not start."""
-        self._end_leftover()
+        program = binary()
+        await self.end_leftover()
         if process.port_is_open(self.port):
-            raise OperatorError(f"port {self.port} is taken by another program", f"stop that program, or choose another port with {self._setting}")
+            raise port_taken(self.port, self._setting)
         self.data.mkdir(parents=True, exist_ok=True)
         configuration = self.data.parent / f"{self.data.name}.conf"
         configuration.write_text(self._configuration())
-        self._child = await process.start(str(binary()), "--config", str(configuration), log=self.log)
-        (self.data / "pid").write_text(str(self._child.pid))
+        child = await process.start(str(program), "--config", str(configuration), log=self.log, pid_file=self._pid_file)
+        self._child = child
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                while self._child.returncode is None:
+                while child.returncode is None:
                     if process.port_is_open(self.port):
                         return
                     await asyncio.sleep(0.02)
@@ -70,16 +74,16 @@ class NatsServer:
         raise OperatorError(f"NATS in {self.data} did not start:\n{process.tail(self.log)}", f"see {self.log}")
 
     async def stop(self) -> None:
+        """End it in order. A second call, or one before the start, does nothing."""
         if self._child is not None:
             await process.stop(self._child)
             self._child = None
+            self._pid_file.unlink(missing_ok=True)
 
     async def kill(self) -> None:
         """kill -9."""
         if self._child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
-            await self._child.wait()
+            await process.kill(self._child)
             self._child = None
 
     async def wait(self) -> int:
@@ -93,9 +97,3 @@ class NatsServer:
             f'jetstream {{ store_dir: "{self.data}", sync_interval: "{self._sync}", max_memory_store: 256MB, max_file_store: 32GB }}\n'
             f"{self._extra}\n"
         )
-
-    def _end_leftover(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((self.data / "pid").read_text())
-            if b"nats-server" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)

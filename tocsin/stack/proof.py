@@ -1,0 +1,104 @@
+"""The proof that events flow: one is committed in the source, and has to arrive at a WebSocket client of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import WebSocketException
+
+from tocsin import postgres
+from tocsin.errors import OperatorError, TocsinError
+from tocsin.event import Event
+from tocsin.retry import for_seconds
+from tocsin.subject import encode_token
+
+TYPE: Final = "tocsin.ready"
+PATIENCE: Final = 60.0
+
+
+class RefusedError(TocsinError):
+    """The gateway answered with an error frame."""
+
+
+async def first_event(source_url: str, gateway: str, prefix: str, source: str, *, patience: float = PATIENCE) -> float:
+    """Commit an event and wait until it arrives; the seconds it took. `gateway` is host:port.
+
+    Raises OperatorError with what is not ready where none has arrived after `patience` seconds.
+    """
+    subject = f"{prefix}.{encode_token(source)}.event.{TYPE}"
+    try:
+        async with asyncio.timeout(patience):
+            async for attempt in for_seconds(patience, OSError, WebSocketException, TocsinError):
+                with attempt:
+                    async with _subscribed(f"ws://{gateway}/ws", subject) as socket:
+                        return await _there_and_back(socket, source_url)
+    except (TimeoutError, OSError, WebSocketException, TocsinError) as error:
+        raise OperatorError(
+            f"no event arrived at a WebSocket client of ws://{gateway}/ws within {patience:.0f} s: {error or type(error).__name__}",
+            "tocsin doctor looks at every part and names the fix",
+        ) from error
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+@contextlib.asynccontextmanager
+async def _subscribed(url: str, subject: str) -> AsyncIterator[ClientConnection]:
+    async with connect(url, proxy=None, compression=None) as socket:
+        await socket.send(msgspec.json.encode({"op": "subscribe", "id": "up", "subject": subject, "since": "now"}).decode())
+        async for frame in _frames(socket):
+            if frame["op"] == "subscribed":
+                break
+        yield socket
+
+
+async def _there_and_back(socket: ClientConnection, source_url: str) -> float:
+    nonce = secrets.token_hex(8)
+    async with postgres.connection(source_url, setting="TOCSIN_DATABASE_URL", application="tocsin up") as connection:
+        begin = time.perf_counter()
+        await connection.execute("SELECT tocsin.emit($1, $2::text::jsonb)", TYPE, msgspec.json.encode({"nonce": nonce}).decode())
+        async for frame in _frames(socket):
+            if frame["op"] == "event" and nonce in str(msgspec.convert(frame["event"], Event).data):
+                return time.perf_counter() - begin
+    raise OSError("the gateway closed the connection")
+
+
+async def _frames(socket: ClientConnection) -> AsyncIterator[dict[str, Any]]:
+    async for text in socket:
+        frame = msgspec.json.decode(text)
+        if frame["op"] == "error":
+            raise RefusedError(f"{frame.get('code')}: {frame.get('message')}")
+        yield frame
+
+
+async def until_ready(address: str, *, patience: float = PATIENCE) -> None:
+    """Wait until a service's /readyz says 200. Raises OperatorError with its last answer."""
+    last = "no answer"
+    try:
+        async with asyncio.timeout(patience):
+            while True:
+                code, last = await asyncio.to_thread(readiness, address)
+                if code == 200:
+                    return
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        raise OperatorError(f"http://{address}/readyz: {last}", "tocsin doctor looks at every part and names the fix") from None
+
+
+def readiness(address: str, *, patience: float = 3.0) -> tuple[int, str]:
+    """The code and the body of a service's /readyz; code 0 where nobody answers. Blocking."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{address}/readyz", timeout=patience) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+    except OSError as error:
+        return 0, str(getattr(error, "reason", error))
