@@ -1,0 +1,83 @@
+# `make up` and `make test` need Python 3.11 or later, make, and a package registry; nothing else.
+# PYTHON chooses the interpreter, ARGS passes flags on: make up ARGS="--no-demo --data DIR", make test ARGS="-k cover".
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+PYTEST := $(BIN)/python -m pytest
+ARGS ?=
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14 python,\
+	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
+
+.DEFAULT_GOAL := help
+.PHONY: help up setup setup-dev test test-slow test-containers test-browser check lint format bench lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: setup  ## start everything on this machine; Ctrl-C stops it
+	@exec $(BIN)/tocsin up $(ARGS)
+
+setup: $(VENV)/runtime.stamp  ## make .venv with what runs
+
+setup-dev: $(VENV)/dev.stamp  ## make .venv with what tests and lints too
+
+$(VENV)/pyvenv.cfg:
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "error: Tocsin needs Python 3.11 or later; found: $$($(if $(PYTHON),$(PYTHON),python3) --version 2>&1)" >&2; \
+		echo "fix: install one, and say where it is: make up PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "fix: install Python's venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+
+# The second install puts the project itself in, editable; its dependencies are all in the lock.
+$(VENV)/runtime.stamp: $(VENV)/pyvenv.cfg requirements/runtime.lock pyproject.toml
+	@echo "installing what runs, from requirements/runtime.lock"
+	@$(PIP) install --require-hashes --requirement requirements/runtime.lock
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/runtime.stamp requirements/dev.lock
+	@echo "installing what tests and lints, from requirements/dev.lock"
+	@$(PIP) install --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+test: setup-dev  ## every test that needs no Docker and no browser
+	$(PYTEST) -m "not browser and not containers and not slow" $(ARGS)
+
+test-slow: setup-dev  ## soaks and matrices, minutes long
+	$(PYTEST) -m slow --timeout 1800 $(ARGS)
+
+test-containers: setup-dev  ## the integration tests against the public images (needs Docker)
+	TOCSIN_TEST_BACKEND=containers $(PYTEST) -m "not browser and not slow" tests/integration $(ARGS)
+
+test-browser: setup-dev  ## the tests that drive a real Chromium
+	$(PYTEST) -m browser $(ARGS)
+
+check: lint test  ## format, lint, types, architecture, then the tests
+
+lint: setup-dev  ## format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## put the code into the house's form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/results
+	@for file in $$(grep -l '__main__' benchmarks/*.py); do \
+		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+LOCK := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header --no-annotate
+lock: $(VENV)/pyvenv.cfg  ## resolve the dependencies anew (UPGRADE=1 takes newer versions)
+	@$(PIP) install uv
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded --extra build -o requirements/runtime.lock pyproject.toml
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra build -c requirements/runtime.lock -o requirements/service.lock pyproject.toml
+	$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras -c requirements/runtime.lock -o requirements/dev.lock pyproject.toml
+
+clean:  ## remove .venv and caches; the data in .tocsin stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
