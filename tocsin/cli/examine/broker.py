@@ -1,0 +1,85 @@
+"""NATS: reachable, with JetStream, and with the stream that the listener writes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from tocsin.broker import JetStreamError, api, stream_state
+from tocsin.cli.examine.finding import Finding, bad, good
+from tocsin.errors import TocsinError, Unavailable
+from tocsin.settings import Settings
+from tocsin.subject import stream_subjects
+
+PART: Final = "NATS"
+OLDEST: Final = (2, 12)
+"""The first version with atomic batches."""
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    client = Client()
+    shown = ", ".join(server.rpartition("@")[2] for server in settings.nats_servers)
+    said: list[Exception] = []
+
+    async def remember(error: Exception) -> None:
+        said.append(error)
+
+    try:
+        await client.connect(settings.nats_servers, name="tocsin doctor", allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=3, error_cb=remember)
+    except (OSError, ValueError, TimeoutError, nats.errors.Error) as error:
+        yield bad(
+            PART,
+            f"{shown} does not answer: {said[0] if said else error or type(error).__name__}",
+            "start NATS with JetStream (nats-server -js), or correct TOCSIN_NATS_URL",
+        )
+        return
+    try:
+        async for finding in _server(client, settings, shown):
+            yield finding
+    finally:
+        await client.close()
+
+
+async def _server(client: Client, settings: Settings, shown: str) -> AsyncIterator[Finding]:
+    version = client.connected_server_version
+    if (version.major, version.minor) < OLDEST:
+        yield bad(PART, f"{shown}: nats-server {version.major}.{version.minor}.{version.patch} has no atomic batches", "upgrade nats-server to 2.12 or later")
+    else:
+        yield good(PART, f"{shown}: nats-server {version.major}.{version.minor}.{version.patch}")
+    if client.max_payload < settings.max_event:
+        fix = f"max_payload: {int(settings.max_event)} in nats-server's configuration, or TOCSIN_MAX_EVENT={client.max_payload}"
+        yield bad(PART, f"max_payload is {client.max_payload}, less than TOCSIN_MAX_EVENT={int(settings.max_event)}", fix)
+    else:
+        yield good(PART, f"max_payload {client.max_payload:,} bytes holds the largest event ({int(settings.max_event):,})")
+    try:
+        await api(client, "INFO")
+    except JetStreamError as error:
+        yield bad(PART, f"JetStream is not for this account: {error.description}", "enable JetStream for the account of the user in TOCSIN_NATS_URL")
+        return
+    except Unavailable:
+        yield bad(PART, "JetStream is not enabled", "start nats-server with -js, or write `jetstream {}` into its configuration")
+        return
+    yield good(PART, "JetStream is enabled")
+    async for finding in _stream(client, settings):
+        yield finding
+
+
+async def _stream(client: Client, settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        name, source = settings.stream_name, settings.source_name
+    except TocsinError:
+        return  # without a source there is no name; the source's own findings say so
+    state = await stream_state(client, name)
+    if state is None:
+        yield bad(PART, f"the stream {name} does not exist", "start the listener, which makes it: tocsin listener")
+        return
+    wanted, bound = set(stream_subjects(settings.subject_prefix, source)), set(state.config.get("subjects") or ())
+    if wanted - bound:
+        yield bad(PART, f"the stream {name} does not bind {', '.join(sorted(wanted - bound))}", "start the listener, which mends it: tocsin listener")
+    elif state.epoch is None:
+        yield bad(PART, f"the stream {name} has no epoch: it was not made by a listener", "set TOCSIN_STREAM to a name of its own, or remove that stream")
+    else:
+        yield good(PART, f"the stream {name}: {state.messages:,} messages, {state.bytes:,} bytes, epoch {state.epoch}")

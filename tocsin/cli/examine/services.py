@@ -1,0 +1,27 @@
+"""The services on this machine: what each says of itself under /readyz."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from tocsin.cli.examine.finding import Finding, bad, good
+from tocsin.settings import Settings
+from tocsin.stack.proof import readiness
+
+PART: Final = "services"
+SERVICES: Final = {"listener": "listener", "gateway": "gateway", "checker": "check"}
+
+
+async def examine(settings: Settings) -> AsyncIterator[Finding]:
+    for name, verb in SERVICES.items():
+        host, port = getattr(settings, f"{verb}_host"), getattr(settings, f"{verb}_port")
+        address = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{port}"  # noqa: S104  # compared, not bound
+        code, body = await asyncio.to_thread(readiness, address)
+        if code == 200:
+            yield good(PART, f"the {name} is ready (http://{address})")
+        elif code == 0:
+            yield bad(PART, f"the {name} does not answer at http://{address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
+        else:
+            yield bad(PART, f"the {name} is not ready: {body}", f"its log says why; http://{address}/metrics has the figures")
