@@ -1,0 +1,97 @@
+"""Create, upgrade and remove what Tocsin keeps in the source database."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+import asyncpg
+
+from tocsin.errors import OperatorError
+
+VERSION: Final = 1
+"""Of what is in the schema; a listener refuses another."""
+
+HEADROOM: Final = 2048
+"""Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take."""
+
+_LOCK: Final = 8390040714906399856
+
+
+async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10) -> bool:
+    """Create the schema `tocsin`, or bring an older one up to date; whether it was new. One transaction; may be repeated.
+
+    `max_event` is in bytes, envelope and headers included. Raises OperatorError where the user may not create a schema.
+    """
+    async with connection.transaction():
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        user = await connection.fetchval("SELECT quote_ident(current_user)")
+        database = await connection.fetchval("SELECT quote_ident(current_database())")
+        await _check_encoding(connection)
+        new = not await installed(connection)
+        try:
+            await connection.execute("SET LOCAL client_min_messages = warning")
+            await connection.execute(_script("schema.sql"))
+            # The generator's functions call one another in any order.
+            await connection.execute("SET LOCAL check_function_bodies = off")
+            await connection.execute(_script("capture.sql"))
+            await connection.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC")
+            await connection.execute("GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text) TO PUBLIC")
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise OperatorError(f"the user {user} may not install Tocsin: {error}", f"as a superuser: GRANT CREATE ON DATABASE {database} TO {user}") from error
+        await connection.execute(
+            """INSERT INTO tocsin.identity (version, max_event) VALUES ($1, $2)
+               ON CONFLICT (one) DO UPDATE SET version = excluded.version, max_event = excluded.max_event""",
+            VERSION,
+            max_event - HEADROOM,
+        )
+        await connection.execute("SELECT tocsin.build(id) FROM tocsin.watched WHERE relation::oid IN (SELECT oid FROM pg_class)")
+    return new
+
+
+async def uninstall(connection: asyncpg.Connection) -> bool:
+    """Remove the schema with everything in it, the triggers on watched tables included; whether there was anything."""
+    async with connection.transaction():
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        await connection.execute("SET LOCAL client_min_messages = warning")
+        there = bool(await connection.fetchval("SELECT to_regnamespace('tocsin') IS NOT NULL"))
+        try:
+            await connection.execute("DROP SCHEMA IF EXISTS tocsin CASCADE")
+        except asyncpg.InsufficientPrivilegeError as error:
+            owner = await connection.fetchval("SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'tocsin'")
+            raise OperatorError(f"only its owner may remove the schema tocsin: {error}", f"run tocsin uninstall as the user {owner}") from error
+    return there
+
+
+async def installed(connection: asyncpg.Connection) -> bool:
+    """Whether the schema is there, of any version."""
+    return bool(await connection.fetchval("SELECT to_regclass('tocsin.identity') IS NOT NULL"))
+
+
+async def require_installed(connection: asyncpg.Connection) -> None:
+    """Raises OperatorError, with the command that installs or upgrades."""
+    database = await connection.fetchval("SELECT current_database()")
+    if not await installed(connection):
+        raise OperatorError(f"Tocsin is not installed in the database {database}", "tocsin install")
+    try:
+        version = await connection.fetchval("SELECT version FROM tocsin.identity")
+    except asyncpg.InsufficientPrivilegeError as error:
+        owner = await connection.fetchval("SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'tocsin'")
+        raise OperatorError(
+            f"this user may not read the schema tocsin in the database {database}", f"run this as the user {owner}, who installed it"
+        ) from error
+    if version != VERSION:
+        raise OperatorError(f"the schema tocsin in the database {database} is of version {version}; this program needs {VERSION}", "tocsin install")
+
+
+async def _check_encoding(connection: asyncpg.Connection) -> None:
+    encoding = await connection.fetchval("SELECT current_setting('server_encoding')")
+    if encoding == "SQL_ASCII":
+        raise OperatorError(
+            "the database's encoding is SQL_ASCII, in which text has no defined characters and so no JSON",
+            "move the data to a database with encoding UTF8: createdb -E UTF8 -T template0 NAME",
+        )
+
+
+def _script(name: str) -> str:
+    return (files("tocsin_listener") / "sql" / name).read_text(encoding="utf-8")

@@ -1,0 +1,321 @@
+"""A listener's life: standby until it has the lead, then relay until something breaks, then all over again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Final
+
+import asyncpg
+import nats.errors
+import structlog
+
+from tocsin import postgres
+from tocsin.broker import JetStreamError, Link, StreamState
+from tocsin.errors import OperatorError, Unavailable
+from tocsin.position import new_epoch
+from tocsin.retry import forever
+from tocsin.subject import encode_token
+from tocsin_listener import stream
+from tocsin_listener.doorbell import Doorbell
+from tocsin_listener.install import require_installed
+from tocsin_listener.journal import QUERIES, SESSION, Journal
+from tocsin_listener.leader import Deposed, Lead
+from tocsin_listener.message import Address
+from tocsin_listener.meters import Meters
+from tocsin_listener.progress import BEGINNING, Cursor, Identity, Progress
+from tocsin_listener.publisher import Refused, publisher
+from tocsin_listener.relay import Relay
+from tocsin_listener.resume import Plan, plan
+from tocsin_listener.stream import Limits
+
+CANARY_EVERY: Final = 10.0
+STANDBY_PAUSE: Final = 0.5
+RETENTION_EVERY: Final = 30.0
+LEAVES: Final = 8
+JOURNAL_BYTES: Final = 1 << 30
+JOURNAL_AGE: Final = timedelta(hours=24)
+CHECK_EVERY: Final = 60.0
+CARRIED_AT_ONCE: Final = 1000
+MOST_CARRIED: Final = 100_000
+
+AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, nats.errors.Error, *postgres.TRANSIENT)
+"""What a new session may mend."""
+
+NATS_AGAIN: Final = (Unavailable, JetStreamError, Refused, nats.errors.Error, TimeoutError)
+"""What the same session to PostgreSQL may mend, by reading back where the stream ends."""
+
+log = structlog.get_logger("tocsin.listener")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the listener is told: `source` and `prefix` stand in subjects, `doorbell` is auto, on or off."""
+
+    database_url: str
+    source: str
+    prefix: str
+    stream: str
+    limits: Limits
+    channels: tuple[str, ...] = ()
+    doorbell: str = "auto"
+    max_event: int = 900 << 10
+
+
+class Listener:
+    """`run` never ends by itself; what happens is seen in `meters`."""
+
+    def __init__(self, config: Config, link: Link, meters: Meters) -> None:
+        self._config = config
+        self._link = link
+        self.meters = meters
+
+    async def run(self) -> None:
+        """Raises OperatorError for what only a person can mend."""
+        while True:
+            async for attempt in forever(Unavailable, on_retry=self._on_retry, longest=2.0):
+                with attempt:
+                    await self._session()
+
+    def _on_retry(self, number: int, error: BaseException | None, pause: float) -> None:
+        self.meters.role = "starting"
+        if number in (1, 4) or number % 15 == 0:
+            log.warning("trying again", reason=str(error), seconds=round(pause, 2))
+
+    async def _session(self) -> None:
+        """One life. Returns after a failure that followed some success, so that the next pauses begin short; else raises Unavailable."""
+        begun = time.monotonic()
+        try:
+            await self._live()
+        except (*AGAIN, BaseExceptionGroup) as failure:
+            self._go_on_after(failure, AGAIN, begun)
+
+    def _go_on_after(self, failure: BaseException, mendable: tuple[type[BaseException], ...], begun: float) -> None:
+        """Return where something was acknowledged since `begun`, so that the next pauses begin short; else raise Unavailable.
+        What is not of the `mendable` kinds is raised as it is, an OperatorError alone.
+        """
+        leaves = list(_leaves(failure))
+        error = next((leaf for leaf in leaves if isinstance(leaf, OperatorError)), None)
+        if error is not None:
+            raise error
+        if any(not isinstance(leaf, mendable) or (isinstance(leaf, Deposed) and mendable is not AGAIN) for leaf in leaves):
+            raise failure
+        self.meters.trouble = str(leaves[0]) or type(leaves[0]).__name__
+        if not isinstance(leaves[0], Refused) and (self.meters.acknowledged_at or 0) <= begun:
+            raise Unavailable(self.meters.trouble) from failure
+        log.warning("going on from what is stored", reason=self.meters.trouble)
+
+    async def _live(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            session = await stack.enter_async_context(self._connect("leader"))
+            await self._check_source(session)
+            lead = Lead(session)
+            while not await lead.try_acquire():
+                self.meters.role = "standby"
+                self.meters.standby_seen_at = time.monotonic()
+                await asyncio.sleep(STANDBY_PAUSE)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(lead.beat())
+                group.create_task(self._end_of(session))
+                await self._lead(lead, stack)
+
+    async def _lead(self, lead: Lead, stack: contextlib.AsyncExitStack) -> None:
+        reader = await stack.enter_async_context(self._connect("reader"))
+        bulk = await stack.enter_async_context(self._connect("bulk"))
+        for connection in (reader, bulk):
+            await connection.execute(SESSION)
+        bell = Doorbell(reader, allowed=await self._may_ring(reader), counts=self.meters.counts)
+        # LISTEN first and read then: what is committed in between is found by the read or heard.
+        await bell.listen()
+        progress = Progress(lead)
+        while True:
+            async for attempt in forever(Unavailable, on_retry=self._on_retry, longest=2.0):
+                with attempt:
+                    await self._relay(lead, progress, bell, reader, bulk)
+
+    async def _relay(self, lead: Lead, progress: Progress, bell: Doorbell, reader: asyncpg.Connection, bulk: asyncpg.Connection) -> None:
+        """Relay until NATS fails; what is wrong with PostgreSQL ends the session instead."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(5):
+                await self._link.connected.wait()
+            state, resumed, identity = await self._open_stream(lead, progress)
+            async with publisher(self._link.client, atomic=bool(state.config.get("allow_atomic"))) as sending:
+                address = Address(self._config.prefix, self._config.source, identity.incarnation, identity.epoch or "")
+                journal = Journal(reader, bulk, incarnation=identity.incarnation, source=encode_token(self._config.source))
+                relay = Relay(
+                    lead=lead,
+                    progress=progress,
+                    journal=journal,
+                    publisher=sending,
+                    address=address,
+                    quarantined=await progress.quarantined(),
+                    cursor=resumed.cursor,
+                    meters=self.meters,
+                )
+                await relay.finish(resumed.published)
+                self.meters.role, self.meters.epoch, self.meters.trouble = "leader", address.epoch, ""
+                log.info("leading", stream=state.name, epoch=address.epoch, last_sequence=relay.cursor.stream_sequence)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_follow(relay, bell))
+                    group.create_task(self._canary(lead))
+                    group.create_task(self._retention(lead))
+                    group.create_task(self._carry(lead, reader))
+                    group.create_task(self._watch_stream(identity, state))
+        except (*NATS_AGAIN, BaseExceptionGroup) as failure:
+            self._go_on_after(failure, NATS_AGAIN, begun)
+
+    async def _open_stream(self, lead: Lead, progress: Progress) -> tuple[StreamState, Plan, Identity]:
+        """Find or make the stream, decide where to go on, and store it; the stream's epoch is then the identity's."""
+        config, client = self._config, self._link.client
+        identity, system, timeline = await progress.identity()
+        present = Identity(identity.incarnation, system, timeline, config.source, config.prefix, config.stream, None, None)
+        epoch = new_epoch()
+        state = await stream.find(client, config.stream)
+        if state is None:
+            state = await stream.create(client, stream.configuration(config.stream, config.prefix, config.source, config.limits, epoch))
+        last = await stream.stored(client, state.name, state.last_sequence) if state.last_sequence else None
+        decided = plan(identity, present, await progress.cursor(), state, last)
+        if decided.rewind:
+            decided = await _rewound(decided, progress, state)
+        if decided.new_epoch is None:
+            epoch = identity.epoch or epoch
+        else:
+            log.warning("new epoch", reason=decided.new_epoch, epoch=epoch)
+        lead.check()
+        state = await stream.update(client, state, stream.configuration(config.stream, config.prefix, config.source, config.limits, epoch))
+        settled = replace(decided.identity, epoch=epoch, stream_created=state.created)
+        if decided.new_epoch is not None or settled != identity:
+            await progress.store(decided.cursor)
+            await progress.identify(settled)
+        return state, decided, settled
+
+    async def _watch_stream(self, identity: Identity, known: StreamState) -> None:
+        """Once a minute: is it still the same stream, and has it not lost its end?"""
+        highest = known.last_sequence
+        while True:
+            await asyncio.sleep(CHECK_EVERY)
+            state = await stream.find(self._link.client, self._config.stream)
+            if state is None or state.created != known.created or state.epoch != identity.epoch or state.last_sequence < highest:
+                raise Unavailable("the stream was changed by somebody else")
+            highest = state.last_sequence
+
+    async def _canary(self, lead: Lead) -> None:
+        """A row that goes the whole way, where nothing else did for a while."""
+        while True:
+            since = time.monotonic() - (self.meters.acknowledged_at or float("-inf"))
+            if since >= CANARY_EVERY:
+                await lead.execute("SELECT tocsin.canary()")
+                since = 0.0
+            await asyncio.sleep(CANARY_EVERY - since)
+
+    async def _retention(self, lead: Lead) -> None:
+        while True:
+            await asyncio.sleep(RETENTION_EVERY)
+            emptied = await lead.fetchval("SELECT tocsin.empty_next_leaf($1, $2)", JOURNAL_BYTES // LEAVES, JOURNAL_AGE / LEAVES)
+            if emptied is not None:
+                await lead.execute("SELECT tocsin.advance($1)", emptied)
+
+    async def _carry(self, lead: Lead, reader: asyncpg.Connection) -> None:
+        """NOTIFYs of the channels that are to be carried, into the journal."""
+        waiting: deque[tuple[str, str, int]] = deque(maxlen=MOST_CARRIED)
+        arrived = asyncio.Event()
+
+        def on_notify(_: Any, pid: int, channel: str, payload: object) -> None:
+            waiting.append((channel, str(payload), pid))
+            arrived.set()
+
+        try:
+            for channel in self._config.channels:
+                await reader.add_listener(channel, on_notify)
+            while await arrived.wait():
+                arrived.clear()
+                while waiting:
+                    some = [waiting.popleft() for _ in range(min(len(waiting), CARRIED_AT_ONCE))]
+                    await lead.fetch(
+                        "SELECT count(tocsin.carry(channel, payload, pid)) FROM unnest($1::text[], $2::text[], $3::int[]) AS n (channel, payload, pid)",
+                        *map(list, zip(*some, strict=True)),
+                    )
+        finally:
+            for channel in self._config.channels:
+                if not reader.is_closed():
+                    await reader.remove_listener(channel, on_notify)
+
+    @contextlib.asynccontextmanager
+    async def _connect(self, part: str) -> AsyncIterator[asyncpg.Connection]:
+        async with postgres.connection(self._config.database_url, setting="TOCSIN_DATABASE_URL", application=f"tocsin listener {part}") as connection:
+            yield connection
+
+    async def _check_source(self, session: asyncpg.Connection) -> None:
+        if await session.fetchval("SELECT pg_is_in_recovery()"):
+            raise Unavailable("TOCSIN_DATABASE_URL leads to a standby; waiting until it is the primary")
+        await require_installed(session)
+
+    async def _may_ring(self, reader: asyncpg.Connection) -> bool:
+        if self._config.doorbell == "auto":
+            return bool(await reader.fetchval("SELECT current_setting('max_prepared_transactions')::int = 0"))
+        return self._config.doorbell == "on"
+
+    async def _end_of(self, session: asyncpg.Connection) -> None:
+        ended = asyncio.Event()
+        session.add_termination_listener(lambda _: ended.set())
+        await ended.wait()
+        raise Deposed("the leading session ended")
+
+    async def behind(self) -> None:
+        """Measure how far the stream is behind the journal, every few seconds, for ever; from a connection of its own."""
+        while True:
+            with contextlib.suppress(*AGAIN, OperatorError):
+                async with self._connect("measuring") as connection:
+                    await connection.execute(SESSION)
+                    while True:
+                        reached = await connection.fetchval("SELECT coalesce(intended, reached)::text FROM tocsin.progress ORDER BY n DESC LIMIT 1")
+                        row = await connection.fetchrow(QUERIES["behind"], reached or BEGINNING)
+                        if row is not None:
+                            self.meters.behind_rows.set(row["rows"])
+                            self.meters.behind_seconds.set(row["age"])
+                        await asyncio.sleep(5)
+            await asyncio.sleep(5)
+
+
+async def _follow(relay: Relay, bell: Doorbell) -> None:
+    """Relay, and sleep where there is nothing to do."""
+    asleep = silent = settled = False
+    while True:
+        if await relay.step():
+            if silent:
+                await bell.found_by_fallback()
+            await bell.rise()
+            asleep = silent = settled = False
+        elif not asleep:
+            # Once more after lying down: what was written without a ring is visible by then.
+            asleep = await bell.doze()
+        else:
+            if silent and not settled:
+                await relay.settle()
+                settled = True
+            silent = not await bell.wait()
+            if not silent:
+                await bell.rise()
+                asleep = False
+
+
+async def _rewound(decided: Plan, progress: Progress, state: StreamState) -> Plan:
+    """The stream lost its end: go back to the batch in which it ends now, or as far as the journal goes."""
+    cursor = await progress.cursor_at(state.last_sequence)
+    if cursor is None or cursor.intended is None:
+        return replace(decided, cursor=Cursor(cursor.reached if cursor else BEGINNING, None, state.last_sequence), published=0)
+    return replace(decided, cursor=cursor, published=state.last_sequence - cursor.stream_sequence)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

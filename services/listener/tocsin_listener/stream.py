@@ -1,0 +1,110 @@
+"""The source's stream: created and kept as configured, and compared with the cursor, which decides the epoch and where to go on."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from nats.aio.client import Client
+
+from tocsin.broker import JetStreamError, StreamState, api, state_of, stream_state
+from tocsin.errors import OperatorError
+from tocsin.event import BATCH, EPOCH, EPOCH_METADATA, SNAPSHOTS
+from tocsin.subject import stream_subjects
+
+SUBJECTS_OVERLAP: Final = 10065
+NO_SUITABLE_PEERS: Final = 10005
+MAX_DUPLICATES: Final = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator decides of the stream."""
+
+    max_age: timedelta
+    max_bytes: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a message says that it stands: its batch's first seq, its index in it, and on a first one the snapshots."""
+
+    epoch: str
+    first: int
+    index: int
+    snapshots: tuple[str, str] | None
+
+
+def configuration(name: str, prefix: str, source: str, limits: Limits, epoch: str) -> dict[str, Any]:
+    """The stream's configuration, in JetStream's own words."""
+    age = int(limits.max_age.total_seconds() * 1e9)
+    return {
+        "name": name,
+        "description": f"Tocsin: every committed change of {source}",
+        "subjects": list(stream_subjects(prefix, source)),
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_age": age,
+        "max_bytes": limits.max_bytes,
+        "max_msgs": -1,
+        "max_consumers": -1,
+        "num_replicas": limits.replicas,
+        "duplicate_window": min(age, int(MAX_DUPLICATES.total_seconds() * 1e9)) if age else int(MAX_DUPLICATES.total_seconds() * 1e9),
+        "allow_direct": True,
+        "allow_atomic": True,
+        "metadata": {EPOCH_METADATA: epoch},
+    }
+
+
+async def find(client: Client, name: str) -> StreamState | None:
+    return await stream_state(client, name)
+
+
+async def create(client: Client, wanted: dict[str, Any]) -> StreamState:
+    """Raises OperatorError where another stream has the subjects or the server can't hold such a stream."""
+    return await _apply(client, "CREATE", wanted)
+
+
+async def update(client: Client, state: StreamState, wanted: dict[str, Any]) -> StreamState:
+    """Bring the stream to `wanted`, leaving alone what `wanted` does not mention; no request where nothing differs."""
+    metadata = {**(state.config.get("metadata") or {}), **wanted["metadata"]}
+    merged = {**state.config, **wanted, "metadata": metadata}
+    if all(state.config.get(field) == value for field, value in merged.items()):
+        return state
+    return await _apply(client, "UPDATE", merged)
+
+
+async def _apply(client: Client, verb: str, wanted: dict[str, Any]) -> StreamState:
+    name = wanted["name"]
+    try:
+        return state_of(await api(client, f"STREAM.{verb}.{name}", wanted))
+    except JetStreamError as error:
+        if error.code == 503:
+            raise
+        if error.err_code == SUBJECTS_OVERLAP:
+            fix = f"another stream has subjects of {wanted['subjects'][0].rsplit('.', 2)[0]}; set TOCSIN_STREAM to its name, or another TOCSIN_SOURCE"
+        else:
+            fix = "see TOCSIN_STREAM_MAX_AGE, TOCSIN_STREAM_MAX_BYTES and TOCSIN_STREAM_REPLICAS, and the server's own limits: nats account info"
+        raise OperatorError(f"NATS refuses the stream {name}: {error}", fix) from error
+
+
+async def stored(client: Client, name: str, sequence: int) -> Stored | None:
+    """What the message at `sequence` says of itself; None where it is gone or is not of a listener."""
+    try:
+        answer = await api(client, f"STREAM.MSG.GET.{name}", {"seq": sequence})
+    except JetStreamError as error:
+        if error.code == 404:
+            return None
+        raise
+    lines = base64.b64decode(answer["message"].get("hdrs", "")).decode(errors="replace").split("\r\n")
+    headers = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    with contextlib.suppress(KeyError, ValueError):
+        first, index = map(int, headers[BATCH].split(";"))
+        snapshots = headers[SNAPSHOTS].split(";") if SNAPSHOTS in headers else None
+        return Stored(headers[EPOCH], first, index, (snapshots[0], snapshots[1]) if snapshots else None)
+    return None
