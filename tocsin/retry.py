@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -47,3 +48,23 @@ def for_seconds(limit: float, *errors: type[BaseException], on_retry: Hook | Non
         before_sleep=_before_sleep(on_retry),
         reraise=True,
     )
+
+
+class Pauses:
+    """The pauses before a link is made anew, for one that can fail after it was made: 100 ms, doubling to `longest` seconds.
+
+    Half of each is chance, so that a gateway's clients do not all come back at once. `reset` after the link has lasted.
+    """
+
+    def __init__(self, longest: float = 5.0) -> None:
+        self._longest = longest
+        self._failures = 0
+
+    def next(self) -> float:
+        """Seconds to wait after one more failure."""
+        whole = min(self._longest, 0.1 * (1 << self._failures))
+        self._failures = min(self._failures + 1, 16)
+        return whole * (0.5 + random.random() / 2)  # noqa: S311  # chance, not a secret
+
+    def reset(self) -> None:
+        self._failures = 0

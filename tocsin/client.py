@@ -1,0 +1,190 @@
+"""Live events from a Tocsin gateway.
+
+    async for event in subscribe("http://127.0.0.1:8080", "pg.shop.change.public.orders.*"):
+        print(event.op, event.key, event.new, event.position)
+
+The subscription outlives its connections: a lost one is made anew, and resumes after the last position without a hole and
+without a repeat. Keep `event.position` with what you computed from it, and hand it in as `since` after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from tocsin.position import Position
+from tocsin.retry import Pauses
+from tocsin.subscription import PERMANENT_CLOSES, Delivery, Gap, GapError, SubscribeError, Subscription, Unready, decode_frame, socket_url
+
+__all__ = ["Delivery", "Gap", "GapError", "Live", "SubscribeError", "subscribe"]
+
+QUIET: Final = 10.0
+"""Seconds without a frame after which the link is asked whether it lives."""
+
+PATIENCE: Final = 5.0
+"""Seconds that it has to answer."""
+
+LASTED: Final = 5.0
+"""A connection that lived so many seconds was a success: the next outage begins with short pauses again."""
+
+LARGEST: Final = 64 << 20
+
+State = Literal["connecting", "live", "retrying"]
+Token = str | Callable[[], str | Awaitable[str]]
+OnState = Callable[[State, BaseException | None], None]
+T = TypeVar("T", bound=Delivery | Gap)
+
+
+@overload
+def subscribe(
+    url: str,
+    subject: str,
+    *,
+    since: str | Position = ...,
+    token: Token | None = ...,
+    tolerate_gaps: Literal[False] = ...,
+    on_state: OnState | None = ...,
+    **options: Any,
+) -> Live[Delivery]: ...
+
+
+@overload
+def subscribe(
+    url: str,
+    subject: str,
+    *,
+    since: str | Position = ...,
+    token: Token | None = ...,
+    tolerate_gaps: bool,
+    on_state: OnState | None = ...,
+    **options: Any,
+) -> Live[Delivery | Gap]: ...
+
+
+def subscribe(
+    url: str,
+    subject: str,
+    *,
+    since: str | Position = "now",
+    token: Token | None = None,
+    tolerate_gaps: bool = False,
+    on_state: OnState | None = None,
+    **options: Any,
+) -> Live[Any]:
+    """Subscribe to a subject, `*` and a last `>` being wildcards; to be used with `async for`, or `async with … as events`.
+
+    `url` is the gateway's (http, https, ws or wss). `since` is now, start, an age such as 5m, or a position; the event at a
+    position is not sent again. `token` is a JWT, or a function (or coroutine function) that gives a fresh one for each
+    connection. `on_state` is told of connecting, live and retrying, with the error that is the reason of the last.
+    `options` go to websockets' `connect`, such as ssl or additional_headers.
+
+    Yields Delivery in stream order. Raises SubscribeError where the gateway refuses, and GapError where it can't serve
+    everything since the asked or the last position; with `tolerate_gaps` a Gap is yielded instead. An unreachable gateway is
+    no error: it is tried again, with jittered pauses of up to 5 s. ValueError: the URL is not one.
+    """
+    subscription = Subscription(subject, str(since), tolerate_gaps=tolerate_gaps)
+    return Live(subscription, _Link(socket_url(url), subscription, token, on_state, options))
+
+
+class Live(Generic[T]):
+    """A subscription's events. Leaving `async with`, or `aclose()`, closes the connection at once."""
+
+    def __init__(self, subscription: Subscription, link: _Link) -> None:
+        self._subscription = subscription
+        self._deliveries: AsyncGenerator[T, None] = link.deliveries()
+
+    @property
+    def position(self) -> str | None:
+        """Where to resume, once the gateway has said it: also moves while nothing matches."""
+        return self._subscription.position
+
+    # The generator itself is handed out: so the loop closes it, and the socket, when an `async for` is left by break.
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self._deliveries
+
+    async def __anext__(self) -> T:
+        return await anext(self._deliveries)
+
+    async def aclose(self) -> None:
+        await self._deliveries.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+
+class _Link:
+    """The connections of one subscription, one after the other."""
+
+    def __init__(self, url: str, subscription: Subscription, token: Token | None, on_state: OnState | None, options: dict[str, Any]) -> None:
+        self._url = url
+        self._subscription = subscription
+        self._token = token
+        self._on_state = on_state
+        self._options = {"compression": None, "proxy": None, "ping_interval": None, "close_timeout": 1, "max_size": LARGEST, **options}
+        self._pauses = Pauses()
+
+    async def deliveries(self) -> AsyncGenerator[Any, None]:
+        loop = asyncio.get_running_loop()
+        while True:
+            live_since: float | None = None
+            self._tell("connecting")
+            try:
+                async with connect(self._url, **self._options) as socket:
+                    await self._ask(socket)
+                    while True:
+                        frame = decode_frame(await _receive(socket))
+                        item = self._subscription.take(frame)
+                        if frame.op == "subscribed" and live_since is None:
+                            live_since = loop.time()
+                            self._tell("live")
+                        if item is not None:
+                            yield item
+            except (OSError, ConnectionClosed, InvalidHandshake, Unready) as error:
+                self._raise_permanent(error)
+                self._tell("retrying", error)
+            if live_since is not None and loop.time() - live_since >= LASTED:
+                self._pauses.reset()
+            await asyncio.sleep(self._pauses.next())
+
+    async def _ask(self, socket: ClientConnection) -> None:
+        if self._token is not None:
+            token = self._token() if callable(self._token) else self._token
+            text = await token if inspect.isawaitable(token) else token
+            await socket.send(msgspec.json.encode({"op": "auth", "token": text}).decode())
+        await socket.send(self._subscription.request())
+
+    def _raise_permanent(self, error: BaseException) -> None:
+        if isinstance(error, InvalidStatus) and 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 425, 429):
+            status = error.response.status_code
+            code = {401: "unauthenticated", 403: "forbidden"}.get(status, "unavailable")
+            raise SubscribeError(code, f"{self._url} answers with HTTP {status}; does the URL lead to a Tocsin gateway?") from error
+        if isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in PERMANENT_CLOSES:
+            code = PERMANENT_CLOSES[error.rcvd.code]
+            if code == "unauthenticated" and callable(self._token):
+                return  # it has expired, and the next connection brings a fresh one
+            raise SubscribeError(code, error.rcvd.reason or f"the gateway closed the connection with {error.rcvd.code}") from error
+
+    def _tell(self, state: State, error: BaseException | None = None) -> None:
+        if self._on_state is not None:
+            self._on_state(state, error)
+
+
+async def _receive(socket: ClientConnection) -> str | bytes:
+    """The next frame. Raises TimeoutError where the link is silent, and does not answer when asked."""
+    try:
+        async with asyncio.timeout(QUIET):
+            return await socket.recv()
+    except TimeoutError:
+        await socket.send('{"op":"ping"}')
+    async with asyncio.timeout(PATIENCE):
+        return await socket.recv()

@@ -1,0 +1,187 @@
+"""One subscription as its client sees it: what to ask the gateway, and what its frames mean. Pure; tocsin.client has the socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+from tocsin.errors import TocsinError
+from tocsin.event import Event
+from tocsin.subject import Pattern, SubjectError
+
+ID: Final = "a"
+PERMANENT_CLOSES: Final = {4400: "bad-message", 4401: "unauthenticated", 4403: "forbidden", 4408: "unauthenticated"}
+"""Close codes after which coming back would end the same way, with the error code that says the same."""
+
+
+class SubscribeError(TocsinError):
+    """The gateway refuses; trying again does not help. `code` is the contract's, such as bad-subject or forbidden."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class GapError(TocsinError):
+    """Events after the last position can't be served whole.
+
+    `reason` is expired, epoch, gap or limit. Events go on after `position`: read the present state from the database, then
+    subscribe with `since=position`.
+    """
+
+    def __init__(self, reason: str, position: str) -> None:
+        super().__init__(f"events are missing before position {position} ({reason}): read the present state anew, then go on from there")
+        self.reason = reason
+        self.position = position
+
+
+class Unready(TocsinError):  # noqa: N818  # a state of the gateway, like tocsin.errors.Unavailable
+    """The gateway can't serve the subscription at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event, the subject that it came on, and the position to resume after it."""
+
+    subject: str
+    position: str
+    event: Event
+
+    @property
+    def id(self) -> str:
+        return self.event.id
+
+    @property
+    def data(self) -> Any:
+        """The event's payload; of a row change a dict with op, schema, table, key, new and old."""
+        return self.event.data
+
+    @property
+    def op(self) -> str | None:
+        """insert, update, delete, truncate or read; None where the event is no row change."""
+        op: str | None = self._part("op")
+        return op
+
+    @property
+    def key(self) -> Any:
+        return self._part("key")
+
+    @property
+    def new(self) -> Any:
+        return self._part("new")
+
+    @property
+    def old(self) -> Any:
+        return self._part("old")
+
+    def _part(self, name: str) -> Any:
+        return self.event.data.get(name) if isinstance(self.event.data, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """In place of a GapError where gaps are tolerated: events before `position` are missing."""
+
+    subject: str
+    position: str
+    reason: str
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """Any message of the gateway; what a kind of message does not have is None, what we do not know is left out."""
+
+    op: str
+    id: str | None = None
+    subject: str | None = None
+    position: str | None = None
+    recovered: bool = True
+    reason: str | None = None
+    event: Event | None = None
+    code: str = ""
+    message: str = ""
+
+
+_decoder: Final = msgspec.json.Decoder(Frame)
+
+
+def decode_frame(text: str | bytes) -> Frame:
+    """Raises SubscribeError where the other end does not speak the gateway's protocol."""
+    try:
+        return _decoder.decode(text)
+    except msgspec.MsgspecError as error:
+        raise SubscribeError("bad-message", f"the answer is not a gateway's: {error}; does the URL lead to a Tocsin gateway?") from None
+
+
+def socket_url(url: str) -> str:
+    """`http(s)://host:port` becomes `ws(s)://host:port/ws`; a ws URL with a path stays as it is. Raises ValueError."""
+    scheme, host, path, query, _ = urlsplit(url)
+    schemes = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+    if scheme not in schemes or not host:
+        raise ValueError(f"{url!r} is not a gateway's URL; one such as http://127.0.0.1:8080 or ws://127.0.0.1:8080/ws is allowed")
+    path = path.rstrip("/")
+    if scheme.startswith("http") or not path:
+        path += "/ws"
+    return urlunsplit((schemes[scheme], host, path, query, ""))
+
+
+class Subscription:
+    """What is known of one subscription: where it stands, and so what to ask when the link is made anew."""
+
+    def __init__(self, subject: str, since: str, *, tolerate_gaps: bool = False) -> None:
+        """Raises SubscribeError for a subject that can't be one."""
+        try:
+            Pattern(subject)
+        except SubjectError as error:
+            raise SubscribeError("bad-subject", str(error)) from None
+        if since == "snapshot":
+            raise SubscribeError("bad-since", "this client does not read snapshots; now, start, an age such as 5m, or a position is allowed")
+        self.subject: Final = subject
+        self.position: str | None = None
+        self._since = since
+        self._tolerate_gaps = tolerate_gaps
+        self._last_id: str | None = None
+
+    def request(self) -> str:
+        """The message that begins the subscription, or resumes it."""
+        return msgspec.json.encode({"op": "subscribe", "id": ID, "subject": self.subject, "since": self.position or self._since}).decode()
+
+    def take(self, frame: Frame) -> Delivery | Gap | None:
+        """What the frame brings to the caller, if anything.
+
+        Raises GapError, SubscribeError, and Unready for what passes.
+        """
+        match frame.op:
+            case "event":
+                return self._event(frame)
+            case "subscribed" if frame.position is not None:
+                return self._subscribed(frame.position, frame)
+            case "position" if frame.position is not None:
+                self.position = frame.position
+            case "error" if frame.code == "unavailable":
+                raise Unready(frame.message)
+            case "error":
+                raise SubscribeError(frame.code, frame.message)
+        return None
+
+    def _event(self, frame: Frame) -> Delivery | None:
+        if frame.event is None or frame.position is None:
+            raise SubscribeError("bad-message", "an event frame without event or position")
+        self.position = frame.position
+        if frame.event.id == self._last_id:
+            # The copy under the old route: after a resume between the two the gateway can't know that we had the first.
+            return None
+        self._last_id = frame.event.id
+        return Delivery(frame.subject or "", frame.position, frame.event)
+
+    def _subscribed(self, position: str, frame: Frame) -> Gap | None:
+        self.position = position
+        if frame.recovered:
+            return None
+        reason = frame.reason or "gap"
+        if not self._tolerate_gaps:
+            raise GapError(reason, position)
+        return Gap(self.subject, position, reason)
