@@ -29,3 +29,9 @@ LIMIT 3
 
 -- name: position
 SELECT pg_current_wal_insert_lsn()::text
+
+-- name: can_report
+SELECT to_regprocedure('tocsin.report_drift(text,text,jsonb)')
+
+-- name: report
+SELECT tocsin.report_drift($1, $2, $3::jsonb)

@@ -1,0 +1,64 @@
+"""The checker as a service: settings and edges meet here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from tocsin import broker, postgres, service
+from tocsin.errors import Unavailable
+from tocsin.service import Readiness
+from tocsin.settings import Settings, load_settings
+from tocsin_check import sessions
+from tocsin_check.app import make_app
+from tocsin_check.checker import Checker
+from tocsin_check.metrics import Metrics, ReportCollector
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Audit and serve the report until `stop`. Raises OperatorError where only a person can help."""
+    source_url, replica_url = settings.require_database_url(), settings.require_replica_url()
+    sock = service.bind(settings.check_host, settings.check_port, "TOCSIN_CHECK_PORT")
+    for url, setting in ((source_url, sessions.SOURCE_SETTING), (replica_url, sessions.REPLICA_SETTING)):
+        # A wrong URL ends the start with its fix; a server that is only down is waited for.
+        with contextlib.suppress(Unavailable):
+            await postgres.close(await sessions.open_reader(url, setting))
+    metrics = Metrics(CollectorRegistry())
+    checker = Checker(source_url, replica_url, on_audit=metrics.observe)
+    metrics.registry.register(ReportCollector(checker))
+
+    def readiness() -> Readiness:
+        return Readiness(checker.alive, {"lag_seconds": checker.lag, "reason": checker.trouble})
+
+    app = make_app(checker, metrics.registry, readiness)
+    async with asyncio.TaskGroup() as group:
+        working = [group.create_task(run) for run in (checker.run_audits(), checker.run_pulse(), _announce(settings, checker))]
+        await service.serve_http(app, sock, stop)
+        for task in working:
+            task.cancel()
+
+
+async def _announce(settings: Settings, checker: Checker) -> None:
+    """Answer `nats micro ls` while NATS is there; the checker works without it."""
+
+    async def status() -> bytes:
+        return checker.report().model_dump_json().encode()
+
+    async with (
+        broker.connect(settings.nats_servers, name="tocsin check") as link,
+        broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status),
+    ):
+        await asyncio.Event().wait()
+
+
+def main() -> int:
+    settings = load_settings()
+    service.configure_logging(settings.log_level, settings.log_format)
+    return service.run_service(lambda stop: serve(settings, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

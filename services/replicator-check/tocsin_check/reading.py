@@ -1,0 +1,147 @@
+"""How one side's rows are read and hashed: SQL built from catalog columns. Pure.
+
+A row's digest is two 64-bit hashes with different seeds. `hash_record_extended` tells NULL from the empty string and where one value
+ends, and calls equal what SQL calls equal (1.0 and 1.00). What it can't hash is hashed as text under pinned settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tocsin_check.verdict import Key
+
+SEEDS: Final = (0, 6364136223846793005)
+
+SELF_TEST: Final = (
+    "SELECT hash_record_extended(r, 0) AS h1, hash_record_extended(r, 6364136223846793005) AS h2 FROM (SELECT ROW("
+    "1::int2, 2::int4, -3::int8, 1.50::numeric, 0.1::float8, '-0'::float4, 'tocsin ä \U0001f514'::text COLLATE \"C\", 'a'::char(3) COLLATE \"C\", "
+    "'2026-11-22 20:15:31.123456+00'::timestamptz, '2026-11-22'::date, '1 month 2 days 3 s'::interval, true, '\\xdead'::bytea, "
+    "'b5b1d0a0-7d1c-4a55-9d4c-0d0e0f101112'::uuid, '{\"a\": [1, null]}'::jsonb, '10.0.0.1/8'::inet, ARRAY[1, NULL, 3], int4range(1, 5), NULL::text"
+    ") AS r) AS x"
+)
+"""The same constants on both sides; where the answers differ, native hashes can't be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that is compared: its name, and the expression over `t` that goes into the hash."""
+
+    name: str
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPart:
+    """A part of the key: its name, the expression over `t` that is ordered and compared, and the type that text is cast to for it.
+
+    `kind` says how its text becomes JSON: int, bool or text.
+    """
+
+    name: str
+    expression: str
+    type: str
+    collation: str = ""
+    kind: str = "text"
+
+    def value(self, parameter: str) -> str:
+        """SQL of a value given as a text expression."""
+        return f"{parameter}::{self.type}{self.collation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One side of one table. `condition` is the publication's row filter on the source, and empty on the replica.
+
+    `native` hashes by hash_record_extended, else by md5 of canonical text. `unique` says that no two rows share a key.
+    """
+
+    relation: str
+    key: tuple[KeyPart, ...]
+    columns: tuple[Column, ...]
+    condition: str = ""
+    native: bool = True
+    unique: bool = True
+
+    def row_hashes(self) -> tuple[str, str]:
+        return row_hash(self.columns, SEEDS[0], native=self.native), row_hash(self.columns, SEEDS[1], native=self.native)
+
+    def digest_sql(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
+        """count, h1, h2 of all rows in the half-open range. Where keys repeat the hashes are summed: equal rows would cancel in XOR."""
+        where, arguments = self._where(low, high)
+        first, second = self.row_hashes()
+        fold = "bit_xor({})" if self.unique else "sum(({})::numeric)"
+        return (
+            f"SELECT count(*) AS rows, coalesce({fold.format(first)}, 0) AS h1, coalesce({fold.format(second)}, 0) AS h2 FROM {self.relation} AS t{where}",
+            arguments,
+        )
+
+    def list_sql(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
+        """Every row version in the half-open range: k (text[]), place, xmin, untouched, h1, h2."""
+        where, arguments = self._where(low, high)
+        return f"SELECT {self._key_text()} AS k, {self._version()} FROM {self.relation} AS t{where}", arguments
+
+    def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False) -> tuple[str, list[Any]]:
+        """The row versions of the keys: ord (from 1), as in list_sql, and with `columns` one hash for each column."""
+        names = [f'"tocsin k{i}"' for i in range(1, len(self.key) + 1)]
+        arrays = ", ".join(f"${i}::text[]" for i in range(1, len(self.key) + 1))
+        wanted = f'unnest({arrays}) WITH ORDINALITY AS w({", ".join(names)}, "tocsin ord")'
+        join = " AND ".join(f"{part.expression} = {part.value('w.' + name)}" for part, name in zip(self.key, names, strict=True))
+        hashes = f", ARRAY[{', '.join(row_hash((c,), SEEDS[0], native=self.native) for c in self.columns)}] AS columns" if columns else ""
+        filtered = f" AND ({self.condition})" if self.condition else ""
+        sql = f'SELECT w."tocsin ord" AS ord, {self._version()}{hashes} FROM {wanted} JOIN {self.relation} AS t ON {join}{filtered}'
+        return sql, [list(values) for values in zip(*keys, strict=True)]
+
+    def boundary_sql(self, low: Key | None, skip: int) -> tuple[str, list[Any]]:
+        """The key that stands `skip` rows after `low`; none where fewer rows are left."""
+        where, arguments = self._where(low, None)
+        return f"SELECT {self._key_text()} FROM {self.relation} AS t{where} ORDER BY {self._order()} OFFSET {int(skip)} LIMIT 1", arguments
+
+    def next_sql(self, low: Key) -> tuple[str, list[Any]]:
+        """The first key after `low`."""
+        after = f" WHERE {self._compare('>', 1)}" + (f" AND ({self.condition})" if self.condition else "")
+        return f"SELECT {self._key_text()} FROM {self.relation} AS t{after} ORDER BY {self._order()} LIMIT 1", list(low)
+
+    def split_sql(self, low: Key | None, high: Key | None, step: int) -> tuple[str, list[Any]]:
+        """Every `step`-th key of the half-open range, in order, without the first."""
+        where, arguments = self._where(low, high)
+        numbered = f"SELECT {self._key_text()} AS k, row_number() OVER (ORDER BY {self._order()}) AS n FROM {self.relation} AS t{where}"
+        return f"SELECT k FROM ({numbered}) AS numbered WHERE n % {int(step)} = 1 AND n > 1 ORDER BY n", arguments
+
+    def _version(self) -> str:
+        first, second = self.row_hashes()
+        return f"t.tableoid::text || t.ctid::text AS place, t.xmin::text AS xmin, t.xmax::text = '0' AS untouched, {first} AS h1, {second} AS h2"
+
+    def _key_text(self) -> str:
+        return f"ARRAY[{', '.join(f'({part.expression})::text' for part in self.key)}]"
+
+    def _order(self) -> str:
+        return ", ".join(part.expression for part in self.key)
+
+    def _compare(self, operator: str, first: int) -> str:
+        left = ", ".join(part.expression for part in self.key)
+        right = ", ".join(part.value(f"${i}::text") for i, part in enumerate(self.key, first))
+        return f"({left}) {operator} ({right})"
+
+    def _where(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
+        conditions: list[str] = []
+        arguments: list[Any] = []
+        if low is not None:
+            conditions.append(self._compare(">=", 1))
+            arguments += low
+        if high is not None:
+            conditions.append(self._compare("<", len(arguments) + 1))
+            arguments += high
+        if self.condition:
+            conditions.append(f"({self.condition})")
+        return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), arguments
+
+
+def row_hash(columns: Sequence[Column], seed: int, *, native: bool) -> str:
+    """SQL of a 64-bit hash over the columns."""
+    if native:
+        return f"hash_record_extended(ROW({', '.join(c.expression for c in columns)}), {seed})"
+    # Inside a record's text NULL is nothing and the empty string is "", and separators are quoted.
+    text = f"ROW({', '.join(f'({c.expression})::text' for c in columns)})::text"
+    return f"('x' || substr(md5({text}), {1 if seed == SEEDS[0] else 17}, 16))::bit(64)::bigint"

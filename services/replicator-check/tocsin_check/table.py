@@ -1,0 +1,148 @@
+"""How a table can be compared, or why it can't: decided from catalog facts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tocsin_check.names import TableName, quoted
+from tocsin_check.reading import SEEDS, Column, KeyPart, Reading, row_hash
+
+if TYPE_CHECKING:
+    from tocsin_check.coverage import Facts, TableFacts
+
+_INTEGERS: Final = frozenset({"smallint", "integer", "bigint"})
+_BYTEWISE: Final = ' COLLATE pg_catalog."C"'
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFacts:
+    """A column as a catalog has it. `type` has no modifier, `base` is the type behind domains; `collation` names what decides its order.
+
+    `native`: the type is PostgreSQL's own and its hash depends on the value alone (an enum's hash goes by object ids).
+    """
+
+    name: str
+    not_null: bool
+    generated: bool
+    type: str
+    full_type: str
+    base: str
+    built_in: bool
+    native: bool
+    collatable: bool
+    collation: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparable:
+    """A table that can be audited: how to read it on each side."""
+
+    name: TableName
+    source: Reading
+    replica: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Unauditable:
+    """A table about which nothing can be proven; `pending` where that passes by itself."""
+
+    name: TableName
+    reason: str
+    pending: bool = False
+
+
+def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], *, native: bool) -> Comparable | Unauditable:
+    """Decides by the facts; `hashable` says of each base type whether PostgreSQL can hash it."""
+    obstacle = _obstacle(table, facts)
+    if obstacle is not None:
+        return obstacle
+    source, replica = facts.source[table], facts.replica[table]
+    names = compared_columns(table, facts)
+    if absent := [name for name in names if name not in replica.columns]:
+        return Unauditable(table, f"the replica's table lacks the column {', '.join(absent)}; ALTER TABLE {table.sql} ADD COLUMN … there")
+    pairs = [(source.columns[name], replica.columns[name]) for name in names]
+    columns = tuple(_column(ours, theirs, hashable, native=native) for ours, theirs in pairs)
+    key = source.key if source.key and set(source.key) <= set(names) else ()
+    condition = facts.row_filter(table)
+    if key:
+        parts = [_key_parts(source.columns[name], replica.columns[name]) for name in key]
+        ours_key, theirs_key = tuple(ours for ours, _ in parts), tuple(theirs for _, theirs in parts)
+    else:
+        ours_key = theirs_key = _hash_as_key(columns, native=native)
+    unique = bool(key)
+    return Comparable(
+        table,
+        Reading(_relation(table, source), ours_key, columns, condition, native=native, unique=unique),
+        Reading(_relation(table, replica), theirs_key, columns, "", native=native, unique=unique),
+    )
+
+
+def compared_columns(table: TableName, facts: Facts) -> list[str]:
+    """The published columns, in the source's order. A generated column is compared only where it is published by name."""
+    source = facts.source[table]
+    listed = facts.column_list(table)
+    names = [name for name, column in source.columns.items() if not column.generated] if listed is None else [n for n in source.columns if n in listed]
+    replica = facts.replica[table].columns
+    return [name for name in names if not (source.columns[name].generated and (name not in replica or replica[name].generated))]
+
+
+def _obstacle(table: TableName, facts: Facts) -> Unauditable | None:
+    if table not in facts.source:
+        return Unauditable(table, "the source has no such table any more; run on the replica: ALTER SUBSCRIPTION … REFRESH PUBLICATION")
+    if table not in facts.replica:
+        return Unauditable(table, f"the replica has no such table; run: tocsin replicate {table}")
+    for side, where in ((facts.source[table], "source"), (facts.replica[table], "replica")):
+        if not side.readable:
+            return Unauditable(table, f"the checker's user may not read it on the {where}; GRANT SELECT ON {table.sql} TO …")
+    return _cut_off(table, facts)
+
+
+def _cut_off(table: TableName, facts: Facts) -> Unauditable | None:
+    """Whether changes can't reach the replica at all, so that no fence would hold."""
+    state = facts.state(table)
+    if table not in {p.table for p in facts.published}:
+        return Unauditable(table, f"it is subscribed but not published any more, so no change arrives; run: tocsin replicate {table}")
+    if state is None:
+        return Unauditable(table, f"it is published but not subscribed, so no change arrives; run: tocsin replicate {table}")
+    if facts.slot_is_lost(table):
+        return Unauditable(table, "the replication slot is lost, so the replica can't catch up any more; it has to be copied anew")
+    if state != "r":
+        return Unauditable(table, "its initial copy is under way", pending=True)
+    if not facts.has_marker(table):
+        return Unauditable(
+            table, "its subscription does not carry the checker's marker table tocsin_check.marker, so nothing can be proven; run: tocsin replicate"
+        )
+    return None
+
+
+def _relation(table: TableName, facts: TableFacts) -> str:
+    # A partitioned table holds its partitions' rows; a parent by inheritance is replicated without its children's.
+    return table.sql if facts.kind == "p" else f"ONLY {table.sql}"
+
+
+def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bool], *, native: bool) -> Column:
+    expression = f"t.{quoted(source.name)}"
+    plain = native and source.native and replica.native and source.type == replica.type and hashable.get(source.base, False)
+    if not plain:
+        return Column(source.name, f"{expression}::text{_BYTEWISE}")
+    return Column(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression)
+
+
+def _key_parts(source: ColumnFacts, replica: ColumnFacts) -> tuple[KeyPart, KeyPart]:
+    """In the index's own order where both sides order alike; else byte by byte, which is right everywhere and slower."""
+    kind = "int" if source.base in _INTEGERS else "bool" if source.base == "boolean" else "text"
+    expression = f"t.{quoted(source.name)}"
+    if not (source.built_in and replica.built_in):
+        part = KeyPart(source.name, f"{expression}::text{_BYTEWISE}", "text", _BYTEWISE, kind)
+        return part, part
+    if source.collatable and (source.collation != replica.collation or not replica.collatable):
+        part = KeyPart(source.name, f"{expression}::text{_BYTEWISE}", "text", _BYTEWISE, kind)
+        return part, part
+    return KeyPart(source.name, expression, source.full_type, "", kind), KeyPart(source.name, expression, replica.full_type, "", kind)
+
+
+def _hash_as_key(columns: Sequence[Column], *, native: bool) -> tuple[KeyPart, ...]:
+    """Without a key a row is known by its own hashes."""
+    return tuple(KeyPart(f"row hash {i}", row_hash(columns, seed, native=native), "bigint", "", "text") for i, seed in enumerate(SEEDS, 1))
