@@ -1,1 +1,1 @@
-"""tocsin_gateway."""
+"""The gateway: JetStream to clients on WebSockets and server-sent events."""

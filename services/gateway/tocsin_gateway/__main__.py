@@ -1,0 +1,71 @@
+"""The gateway's process: its composition root."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import structlog
+
+from tocsin import broker
+from tocsin.errors import OperatorError
+from tocsin.service import bind, configure_logging, run_service, serve_http
+from tocsin.settings import Settings, load_settings
+from tocsin.subject import Pattern
+from tocsin_gateway.access import Access, check_exposure
+from tocsin_gateway.app import create_app
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.limits import Limits
+from tocsin_gateway.server import DeadlineProtocol, FrameProtocol
+
+log = structlog.get_logger("tocsin.gateway")
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop`. Raises OperatorError for settings that can't be served."""
+    access = _access(settings)
+    check_exposure(settings.gateway_host, needs_token=access.needs_token, insecure=settings.insecure)
+    sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
+    limits = Limits()
+    try:
+        async with broker.connect(settings.nats_servers, name="tocsin-gateway") as link:
+            gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins)
+            async with (
+                broker.announce(link.client, "tocsin-gateway", "Events to WebSockets and server-sent events", gateway.status),
+                asyncio.TaskGroup() as group,
+            ):
+                running = group.create_task(gateway.run())
+                log.info("gateway", address=f"http://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
+                await serve_http(
+                    create_app(gateway),
+                    sock,
+                    stop,
+                    ws=FrameProtocol,
+                    http=DeadlineProtocol,
+                    ws_max_size=limits.message_bytes,
+                    ws_per_message_deflate=False,
+                    ws_ping_interval=20.0,
+                    ws_ping_timeout=20.0,
+                    timeout_graceful_shutdown=2,
+                    log_level="warning",
+                )
+                running.cancel()
+    finally:
+        sock.close()
+
+
+def _access(settings: Settings) -> Access:
+    if settings.jwks_url is not None:
+        raise OperatorError("TOCSIN_JWKS_URL is set, but this version checks HS256 tokens only", "set TOCSIN_JWT_SECRET instead", exit_code=2)
+    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
+    return Access(Pattern(f"{settings.subject_prefix}.>"), secret=secret, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+
+
+def main() -> None:
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    sys.exit(run_service(lambda stop: serve(settings, stop)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The ASGI application: the endpoints and the console's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI, Query, Request, WebSocket
+from fastapi.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from tocsin import __version__
+from tocsin.service import add_health
+from tocsin_gateway.connection import Connection
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.sse import EventStream
+
+STATIC: Final = Path(__file__).parent / "static"
+POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' data:",
+        "font-src 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "form-action 'none'",
+    )
+)
+HEADERS: Final = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The application of one gateway; nothing runs in its lifespan."""
+    app = FastAPI(title="Tocsin gateway", version=__version__, description="Live events of PostgreSQL, by subject. The WebSocket's messages: /asyncapi.json")
+    add_health(app, gateway.registry, gateway.readiness)
+
+    @app.websocket("/ws")
+    async def websocket(socket: WebSocket) -> None:
+        await Connection(gateway, socket).serve()
+
+    @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"])
+    async def sse(
+        request: Request,
+        subject: list[str] = Query(description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
+        since: str = Query("now", description="now, start, an age such as 5m, or a position"),  # noqa: ARG001
+    ) -> Response:
+        return EventStream(gateway, request)
+
+    @app.get("/", include_in_schema=False)
+    async def console() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers=HEADERS)
+
+    @app.get("/client.js", summary="The JavaScript client, one ES module", response_class=FileResponse, tags=["clients"])
+    async def client() -> FileResponse:
+        return FileResponse(STATIC / "client.js", media_type="text/javascript", headers={"access-control-allow-origin": "*", "cache-control": "no-cache"})
+
+    @app.get("/asyncapi.json", summary="The WebSocket's messages, as AsyncAPI 3", response_class=FileResponse, tags=["events"])
+    async def asyncapi() -> FileResponse:
+        return FileResponse(STATIC / "asyncapi.json", media_type="application/json")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app

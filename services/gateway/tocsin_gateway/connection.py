@@ -1,0 +1,133 @@
+"""`/ws`: one WebSocket, from the handshake to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import structlog
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from tocsin_gateway import protocol
+from tocsin_gateway.access import Grant, origin_allowed, seconds_left
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.outbox import EXTENSION, QueueOutbox, SocketOutbox
+from tocsin_gateway.protocol import Close, ProtocolError
+from tocsin_gateway.session import Session
+
+log = structlog.get_logger("tocsin.gateway")
+
+
+class Connection:
+    """One client's socket; `serve` lasts as long as it does."""
+
+    def __init__(self, gateway: Gateway, socket: WebSocket) -> None:
+        self._gateway = gateway
+        self._socket = socket
+        self._timer: asyncio.TimerHandle | None = None
+        self._allowance = float(gateway.limits.messages_per_second)
+        self._refilled = time.monotonic()
+
+    async def serve(self) -> None:
+        headers = self._socket.headers
+        if not origin_allowed(headers.get("origin"), headers.get("host"), self._gateway.origins):
+            # Before accept, so that the handshake is answered with 403.
+            await self._socket.close()
+            return
+        await self._socket.accept()
+        async with asyncio.TaskGroup() as tasks:
+            outbox, sending = self._outbox(tasks)
+            session = self._gateway.open("websocket", outbox, tasks)
+            try:
+                outbox.send(protocol.welcome(self._gateway.limits, auth=self._gateway.access.needs_token))
+                self._begin(session, outbox)
+                await self._receive(session, outbox)
+            except WebSocketDisconnect:
+                pass
+            finally:
+                self._set_timer(None)
+                self._gateway.close(session)
+                if sending is not None:
+                    sending.cancel()
+
+    def _outbox(self, tasks: asyncio.TaskGroup) -> tuple[SocketOutbox | QueueOutbox, asyncio.Task[None] | None]:
+        writer: Any = (self._socket.scope.get("extensions") or {}).get(EXTENSION)
+        limit = self._gateway.limits.outbox_bytes
+        if writer is not None:
+            return SocketOutbox(writer, limit, self._gateway.metrics.evictions.inc), None
+        outbox = QueueOutbox(limit, self._gateway.metrics.evictions.inc)
+        return outbox, tasks.create_task(self._send_all(outbox))
+
+    async def _send_all(self, outbox: QueueOutbox) -> None:
+        while (payload := await outbox.take()) is not None:
+            await self._socket.send_text(payload.decode())
+        code, reason = outbox.closing or (1000, "")
+        await self._socket.close(code, reason)
+
+    def _begin(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+        """What the handshake already says: a token in its headers, subjects in its query."""
+        scheme, _, token = self._socket.headers.get("authorization", "").partition(" ")
+        try:
+            if scheme.lower() == "bearer" and token:
+                self._granted(session.authenticate(token), outbox)
+            elif session.grant is None:
+                self._set_timer(self._gateway.limits.auth_seconds, outbox, Close.AUTH_TIMEOUT, "no token came in time")
+            for number, subject in enumerate(self._socket.query_params.getlist("subject")):
+                since = self._socket.query_params.get("since", "now")
+                session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
+        except ProtocolError as problem:
+            self._tell(problem, outbox)
+            if problem.code == "unauthenticated":
+                outbox.close(Close.UNAUTHENTICATED, str(problem)[:100])
+
+    async def _receive(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            if text is None:
+                outbox.close(Close.BAD_MESSAGE, "messages are text frames with a JSON object")
+                return
+            if not self._within_rate():
+                outbox.close(Close.OVER_LIMIT, f"more than {self._gateway.limits.messages_per_second} messages a second")
+                return
+            try:
+                self._handle(protocol.decode(text), session, outbox)
+            except ProtocolError as problem:
+                self._tell(problem, outbox)
+
+    def _handle(self, message: protocol.ClientMessage, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+        if not isinstance(message, protocol.Auth):
+            session.handle(message)
+            return
+        try:
+            self._granted(session.authenticate(message.token), outbox)
+        except ProtocolError as problem:
+            outbox.send(protocol.error(problem))
+            outbox.close(Close.UNAUTHENTICATED, str(problem)[:100])
+
+    def _granted(self, grant: Grant, outbox: SocketOutbox | QueueOutbox) -> None:
+        left = seconds_left(grant)
+        self._set_timer(left, outbox, Close.UNAUTHENTICATED, "the token has expired")
+
+    def _set_timer(self, seconds: float | None, outbox: SocketOutbox | QueueOutbox | None = None, code: int = 0, reason: str = "") -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if seconds is not None and outbox is not None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, outbox.close, code, reason)
+
+    def _tell(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
+        self._gateway.metrics.errors.labels(problem.code).inc()
+        outbox.send(protocol.error(problem))
+
+    def _within_rate(self) -> bool:
+        rate = self._gateway.limits.messages_per_second
+        now = time.monotonic()
+        self._allowance = min(2.0 * rate, self._allowance + (now - self._refilled) * rate)
+        self._refilled = now
+        self._allowance -= 1
+        return self._allowance >= 0

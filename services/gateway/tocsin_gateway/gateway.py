@@ -1,0 +1,76 @@
+"""What the endpoints share: the hub, the limits, and the connected sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from tocsin import broker
+from tocsin.service import Readiness
+from tocsin_gateway.access import Access
+from tocsin_gateway.hub import Hub
+from tocsin_gateway.limits import POSITION_SECONDS, Limits
+from tocsin_gateway.metrics import Metrics
+from tocsin_gateway.outbox import Outbox
+from tocsin_gateway.session import Session
+
+
+class Gateway:
+    """One worker's gateway. `run` belongs into the service's TaskGroup."""
+
+    def __init__(self, link: broker.Link, stream: str, access: Access, limits: Limits, origins: tuple[str, ...]) -> None:
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.hub = Hub(link, stream, self.metrics)
+        self.access = access
+        self.limits = limits
+        self.origins = origins
+        self._link = link
+        self._stream = stream
+        self._sessions: dict[Session, str] = {}
+
+    def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
+        """A session of a connection; `kind` is websocket or sse."""
+        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks)
+        self._sessions[session] = kind
+        self.metrics.clients.labels(kind).inc()
+        return session
+
+    def close(self, session: Session) -> None:
+        session.end()
+        self.metrics.clients.labels(self._sessions.pop(session)).dec()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.hub.run())
+            group.create_task(self._tell_positions())
+
+    def readiness(self) -> Readiness:
+        return Readiness(self.hub.ready, self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        state = self.hub.state
+        return {
+            "nats": self._link.connected.is_set(),
+            "stream": self._stream,
+            "epoch": self.hub.epoch or None,
+            "head": self.hub.head,
+            "last_sequence": None if state is None else state.last_sequence,
+            "clients": len(self._sessions),
+            "subscriptions": sum(session.subscriptions for session in self._sessions),
+        }
+
+    async def status(self) -> bytes:
+        """For NATS's service protocol."""
+        return msgspec.json.encode({"ready": self.hub.ready, **self.describe()})
+
+    async def _tell_positions(self) -> None:
+        while True:
+            await asyncio.sleep(POSITION_SECONDS)
+            for number, session in enumerate(tuple(self._sessions)):
+                session.send_positions()
+                if number % 200 == 199:
+                    await asyncio.sleep(0)

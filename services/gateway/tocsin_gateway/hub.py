@@ -1,0 +1,342 @@
+"""The worker's one reader of the stream, and who gets what it reads.
+
+Clients join with a pattern. The hub's consumer is filtered by a non-overlapping cover of all the patterns; `head` is the
+stream sequence up to which everything that matches was handed out. A change of the cover opens a new consumer at `head`, so
+nothing is missed or repeated. With no client there is no consumer, and the stream costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Final, Protocol
+
+import structlog
+
+from tocsin import broker, retry
+from tocsin.errors import Unavailable
+from tocsin.position import Position
+from tocsin.subject import Pattern, cover
+from tocsin_gateway.consumer import Consumer, ConsumerLost
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.metrics import Metrics
+from tocsin_gateway.outbox import SocketOutbox
+from tocsin_gateway.protocol import Reason
+from tocsin_gateway.routes import Routes
+
+log = structlog.get_logger("tocsin.gateway")
+
+BATCH: Final = 1000
+PULL_SECONDS: Final = 30.0
+HEARTBEAT_SECONDS: Final = 2.0
+SILENCE_SECONDS: Final = 5.0
+REFRESH_SECONDS: Final = 20.0
+NARROW_SECONDS: Final = 5.0
+FLUSH_BYTES: Final = 64 << 10
+MAX_FILTERS: Final = 256
+
+
+class Member(Protocol):
+    """A session that wants single events."""
+
+    def collect(self, event: StreamEvent, pattern: Pattern) -> bool: ...
+    def deliver(self, event: StreamEvent) -> None: ...
+    def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None: ...
+
+
+class Channel:
+    """One pattern. `shared` clients get the same bytes in one write; `members` are asked event by event."""
+
+    __slots__ = ("members", "pattern", "pending", "pending_bytes", "shared")
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        self.shared: dict[SocketOutbox, Member] = {}
+        self.members: dict[Member, None] = {}
+        self.pending: list[bytes] = []
+        self.pending_bytes = 0
+
+    def flush(self) -> None:
+        if self.pending:
+            data = b"".join(self.pending)
+            self.pending.clear()
+            self.pending_bytes = 0
+            for outbox in tuple(self.shared):
+                outbox.write(data)
+
+
+@dataclass(slots=True)
+class _Join:
+    pattern: Pattern
+    member: Member
+    on_joined: Callable[[Position], None]
+    done: asyncio.Future[Position]
+
+
+class Hub:
+    """`run` belongs into the service's TaskGroup. `state` is the stream's as last seen, None while it can't be reached."""
+
+    def __init__(self, link: broker.Link, stream: str, metrics: Metrics) -> None:
+        self._link = link
+        self._stream = stream
+        self._metrics = metrics
+        self._channels: Routes[Channel] = Routes()
+        self._joins: list[_Join] = []
+        self._wake = asyncio.Event()
+        self._consumer: Consumer | None = None
+        self._cover: tuple[Pattern, ...] = ()
+        self._previous: StreamEvent | None = None
+        self._flush_scheduled = False
+        self._dirty: dict[Channel, None] = {}
+        self._patterns_changed = False
+        self.state: broker.StreamState | None = None
+        self.head = 0
+        self.epoch = ""
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.head)
+
+    @property
+    def ready(self) -> bool:
+        return self._link.connected.is_set() and self.state is not None
+
+    async def join(self, pattern: Pattern, member: Member, on_joined: Callable[[Position], None]) -> Position:
+        """Every event of the pattern after the returned position goes to `member`.
+
+        `on_joined` is called with the position before the first of them. Raises Unavailable.
+        """
+        if not self.ready:
+            raise Unavailable(f"the stream {self._stream} can't be reached; is the listener running, and NATS?")
+        join = _Join(pattern, member, on_joined, asyncio.get_running_loop().create_future())
+        self._joins.append(join)
+        self._wake.set()
+        try:
+            return await join.done
+        except asyncio.CancelledError:
+            # Once `on_joined` was called, it is the member's to leave.
+            if join in self._joins:
+                self._joins.remove(join)
+            raise
+
+    def leave(self, pattern: Pattern, member: Member) -> None:
+        channel = self._channels.get(pattern)
+        if channel is not None:
+            channel.flush()
+            channel.members.pop(member, None)
+            self._drop_if_empty(channel)
+
+    def share(self, pattern: Pattern, member: Member, outbox: SocketOutbox) -> None:
+        """From now on the pattern's events go to the outbox as shared bytes, and no longer to the member."""
+        channel = self._channels.get(pattern)
+        assert channel is not None, "join first"
+        channel.flush()
+        channel.members.pop(member, None)
+        channel.shared[outbox] = member
+
+    def unshare(self, pattern: Pattern, outbox: SocketOutbox) -> None:
+        """The reverse of `share`: the member gets single events again."""
+        channel = self._channels.get(pattern)
+        assert channel is not None, "share first"
+        channel.flush()
+        channel.members[channel.shared.pop(outbox)] = None
+
+    def flush(self) -> None:
+        """Hand out what waits for the end of this turn of the loop."""
+        self._flush_scheduled = False
+        dirty, self._dirty = self._dirty, {}
+        for channel in dirty:
+            channel.flush()
+
+    async def run(self) -> None:
+        """Follow the stream for ever, across every outage of NATS."""
+        while True:
+            async for attempt in retry.forever(Unavailable, broker.JetStreamError, longest=1.0):
+                with attempt:
+                    await self._link.connected.wait()
+                    await self._refresh()
+            try:
+                await self._follow()
+            except (ConsumerLost, Unavailable, broker.JetStreamError) as error:
+                log.info("reading the stream again", after=self.head, reason=str(error))
+                self._metrics.consumer_resets.inc()
+            finally:
+                await self._close_consumer()
+
+    async def _follow(self) -> None:
+        """Returns by an exception only: ConsumerLost, Unavailable or JetStreamError."""
+        reconnects = self._link.reconnects
+        loop = asyncio.get_running_loop()
+        refreshed = loop.time()
+        narrow_at: float | None = None
+        await self._change_cover()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.25):
+                    await self._wake.wait()
+            self._wake.clear()
+            self._check_consumer(reconnects)
+            if self._consumer is not None and self._consumer.outstanding <= BATCH // 2:
+                await self._pull()
+            if self._joins:
+                await self._admit()
+            elif loop.time() - refreshed > REFRESH_SECONDS:
+                await self._refresh()
+                refreshed = loop.time()
+            if self._patterns_changed:
+                self._patterns_changed = False
+                narrow_at = loop.time() + NARROW_SECONDS
+            elif narrow_at is not None and loop.time() >= narrow_at:
+                narrow_at = None
+                if _bounded(cover(self._channels.patterns())) != self._cover:
+                    await self._change_cover()
+
+    def _check_consumer(self, reconnects: int) -> None:
+        """Raises ConsumerLost where the connection was interrupted, or JetStream is not heard any more."""
+        if self._link.reconnects != reconnects or not self._link.connected.is_set():
+            raise ConsumerLost("the connection to NATS was lost")
+        consumer = self._consumer
+        if consumer is not None and consumer.lost is not None:
+            raise ConsumerLost(str(consumer.lost))
+        if consumer is not None and consumer.silence() > SILENCE_SECONDS:
+            raise ConsumerLost(f"nothing was heard of JetStream for {SILENCE_SECONDS:.0f} s")
+
+    async def _admit(self) -> None:
+        joins, self._joins = self._joins, []
+        try:
+            await self._refresh()
+            new = [join.pattern for join in joins if not any(have.contains(join.pattern) for have in self._cover)]
+            if new:
+                await self._change_cover(_bounded(cover((*self._cover, *new))))
+        except (Unavailable, broker.JetStreamError, ConsumerLost):
+            # They are admitted once the stream is back; whoever waits may give up before.
+            self._joins = joins + self._joins
+            raise
+        self.flush()
+        for join in joins:
+            if join.done.cancelled():
+                continue
+            channel = self._channels.get(join.pattern)
+            if channel is None:
+                channel = Channel(join.pattern)
+                self._channels.add(join.pattern, channel)
+                self._patterns_changed = True
+            channel.members[join.member] = None
+            join.on_joined(self.position)
+            join.done.set_result(self.position)
+
+    async def _refresh(self) -> None:
+        """Learn the stream's state, and move `head` past what does not match, if nothing that matches is on its way."""
+        state = await broker.stream_state(self._link.client, self._stream)
+        if state is None or state.epoch is None:
+            self.state = None
+            raise Unavailable(f"there is no stream {self._stream} yet; the listener makes it")
+        known, self.state = self.state, state
+        recreated = (known is not None and known.created != state.created) or state.last_sequence < self.head
+        if self.epoch != state.epoch or recreated:
+            self._begin_epoch(state, recreated=recreated)
+        if self._consumer is not None and self._consumer.lost is None:
+            pending, delivered = await self._consumer.pending()
+            if pending == 0 and delivered <= self._consumer.consumer_sequence and self._consumer.lost is None:
+                self.head = max(self.head, state.last_sequence)
+        elif not self._channels.patterns():
+            self.head = state.last_sequence
+        if state.first_sequence > self.head + 1 and self._channels.patterns():
+            # The stream dropped what we have not read.
+            self.head = state.last_sequence
+            self._previous = None
+            self._reset_all("gap")
+            if self._consumer is not None:
+                raise ConsumerLost("the stream dropped events before they were read")
+
+    def _begin_epoch(self, state: broker.StreamState, *, recreated: bool) -> None:
+        first, self.epoch = not self.epoch, state.epoch or ""
+        self._previous = None
+        if first or recreated:
+            self.head = state.last_sequence
+        if not first:
+            log.warning("the stream began a new epoch", epoch=self.epoch, recreated=recreated)
+            if self._consumer is not None:
+                self._consumer.lost = ConsumerLost("the stream began a new epoch")
+            self._reset_all("epoch")
+
+    def _reset_all(self, reason: Reason) -> None:
+        self.flush()
+        for channel in self._channels.values():
+            for member in (*channel.shared.values(), *channel.members):
+                member.reset(channel.pattern, self.position, reason)
+
+    async def _change_cover(self, wanted: tuple[Pattern, ...] | None = None) -> None:
+        """Read with other filters from `head` on. Opened at `head` itself, to know the original that a copy may follow."""
+        wanted = _bounded(cover(self._channels.patterns())) if wanted is None else wanted
+        old, self._consumer = self._consumer, None
+        if old is not None:
+            await old.close()
+        self._cover = wanted
+        if wanted:
+            consumer = Consumer(self._link.client, self._stream, wanted, self._deliver)
+            await consumer.open(self.head)
+            consumer.on_status = self._on_consumer
+            self._consumer = consumer
+            await self._pull()
+
+    async def _close_consumer(self) -> None:
+        consumer, self._consumer, self._cover = self._consumer, None, ()
+        if consumer is not None:
+            await consumer.close()
+
+    async def _pull(self) -> None:
+        assert self._consumer is not None
+        largest = max(4 << 20, 2 * self._link.client.max_payload)
+        await self._consumer.pull(BATCH, largest, wait=PULL_SECONDS, heartbeat=HEARTBEAT_SECONDS)
+
+    def _on_consumer(self, what: str) -> None:
+        if what != "event" or (self._consumer is not None and self._consumer.outstanding <= BATCH // 2):
+            self._wake.set()
+
+    def _deliver(self, event: StreamEvent, _pending: int) -> None:
+        previous, self._previous = self._previous, event
+        if event.sequence <= self.head:
+            return
+        if event.epoch != self.epoch:
+            raise ConsumerLost(f"a message of epoch {event.epoch} came while {self.epoch} was known")
+        self.head = event.sequence
+        self._metrics.events.inc()
+        original = previous if event.is_copy_of(previous) else None
+        touched: dict[Member, None] = {}
+        for channel in self._channels.match(event.subject):
+            if original is not None and channel.pattern.matches(original.subject):
+                continue
+            if channel.shared:
+                self._share_out(channel, event)
+            for member in channel.members:
+                if member.collect(event, channel.pattern):
+                    touched[member] = None
+        for member in touched:
+            member.deliver(event)
+        if self._dirty and not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def _share_out(self, channel: Channel, event: StreamEvent) -> None:
+        channel.pending.append(event.framed)
+        channel.pending_bytes += len(event.framed)
+        self._metrics.frames.inc(len(channel.shared))
+        if channel.pending_bytes > FLUSH_BYTES:
+            channel.flush()
+        else:
+            self._dirty[channel] = None
+
+    def _drop_if_empty(self, channel: Channel) -> None:
+        if not channel.shared and not channel.members:
+            self._dirty.pop(channel, None)
+            self._channels.remove(channel.pattern)
+            self._patterns_changed = True
+
+
+def _bounded(filters: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
+    """NATS slows down with very many filters; then one that contains them all is cheaper."""
+    return filters if len(filters) <= MAX_FILTERS else (reduce(Pattern.union, filters),)

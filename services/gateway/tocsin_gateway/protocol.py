@@ -1,0 +1,152 @@
+"""The messages between client and gateway, and their errors. Pure.
+
+Client to gateway, by `op`: auth, subscribe, unsubscribe, ping. What a client sends wrong becomes a ProtocolError whose
+code and message go back to it; the connection survives.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import IntEnum
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tocsin.duration import parse_duration
+from tocsin.position import Position, PositionError
+from tocsin.subject import Pattern, SubjectError
+
+VERSION: Final = 1
+MAX_ID: Final = 128
+
+Code = Literal["bad-message", "bad-subject", "bad-since", "bad-where", "duplicate-id", "unknown-id", "unauthenticated", "forbidden", "limit", "unavailable"]
+Reason = Literal["expired", "epoch", "gap", "limit"]
+
+
+class Close(IntEnum):
+    """Close codes, as the contract numbers them."""
+
+    BAD_MESSAGE = 4400
+    UNAUTHENTICATED = 4401
+    FORBIDDEN = 4403
+    AUTH_TIMEOUT = 4408
+    TOO_SLOW = 4411
+    OVER_LIMIT = 4429
+    RESTARTING = 1012
+
+
+class ProtocolError(Exception):
+    """What is sent back as `{"op": "error"}`; `id` names the subscription where there is one."""
+
+    def __init__(self, code: Code, message: str, id: str | None = None) -> None:  # noqa: A002  # the field's name
+        super().__init__(message)
+        self.code = code
+        self.id = id
+
+
+class Auth(msgspec.Struct, tag="auth", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    token: str
+
+
+class Subscribe(msgspec.Struct, tag="subscribe", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    id: str
+    subject: str
+    since: str = "now"
+    where: dict[str, Any] | None = None
+
+
+class Unsubscribe(msgspec.Struct, tag="unsubscribe", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    id: str
+
+
+class Ping(msgspec.Struct, tag="ping", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+ClientMessage = Auth | Subscribe | Unsubscribe | Ping
+Since = Literal["now", "start"] | timedelta | Position
+
+_decoder: Final = msgspec.json.Decoder(ClientMessage)
+_loose: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode(text: str | bytes) -> ClientMessage:
+    """One client message. Raises ProtocolError bad-message, with what is wrong and what is allowed."""
+    try:
+        message: ClientMessage = _decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, ping", _id_of(text)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError("bad-message", f"this is not a JSON object: {error}") from None
+    return message
+
+
+def _id_of(text: str | bytes) -> str | None:
+    try:
+        found = _loose.decode(text).get("id")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, str) and len(found) <= MAX_ID else None
+
+
+def checked_pattern(request: Subscribe) -> Pattern:
+    """Raises ProtocolError bad-subject, or bad-message for an id that is not one."""
+    if not 0 < len(request.id) <= MAX_ID:
+        raise ProtocolError("bad-message", f"id has {len(request.id)} characters; 1 to {MAX_ID} are allowed")
+    if request.where is not None:
+        raise ProtocolError("bad-where", "this gateway does not filter by `where` yet; leave it out and filter in the client", request.id)
+    try:
+        return Pattern(request.subject)
+    except SubjectError as error:
+        raise ProtocolError("bad-subject", str(error), request.id) from None
+
+
+def checked_since(request: Subscribe) -> Since:
+    """Raises ProtocolError bad-since."""
+    since = request.since
+    if since == "now":
+        return "now"
+    if since == "start":
+        return "start"
+    if since == "snapshot":
+        raise ProtocolError("bad-since", "this gateway does not offer `snapshot` yet; read the rows and subscribe with since now", request.id)
+    try:
+        return parse_duration(since) if since[-1:].isalpha() and "-" not in since else Position.parse(since)
+    except PositionError as error:
+        raise ProtocolError("bad-since", f"{error}; now, start, an age such as 5m, or a position is allowed", request.id) from None
+    except (ValueError, OverflowError) as error:
+        raise ProtocolError("bad-since", f"{error}; now, start, an age, or a position is allowed", request.id) from None
+
+
+def welcome(limits: msgspec.Struct, *, auth: bool) -> bytes:
+    return msgspec.json.encode({"op": "welcome", "version": VERSION, "auth": auth, "limits": msgspec.to_builtins(limits)})
+
+
+def subscribed(id: str, subject: str, position: Position, reason: Reason | None = None) -> bytes:  # noqa: A002  # the field's name
+    """`reason` None means that everything since the asked position will be delivered."""
+    message: dict[str, Any] = {"op": "subscribed", "id": id, "subject": subject, "position": str(position), "recovered": reason is None}
+    if reason is not None:
+        message["reason"] = reason
+    return msgspec.json.encode(message)
+
+
+def unsubscribed(id: str) -> bytes:  # noqa: A002  # the field's name
+    return msgspec.json.encode({"op": "unsubscribed", "id": id})
+
+
+def position(id: str, at: Position) -> bytes:  # noqa: A002  # the field's name
+    return msgspec.json.encode({"op": "position", "id": id, "position": str(at)})
+
+
+def authenticated(expires: str | None) -> bytes:
+    return msgspec.json.encode({"op": "authenticated", "expires": expires})
+
+
+def error(problem: ProtocolError) -> bytes:
+    message: dict[str, Any] = {"op": "error", "code": problem.code, "message": str(problem)}
+    if problem.id is not None:
+        message["id"] = problem.id
+    return msgspec.json.encode(message)
+
+
+PONG: Final = b'{"op":"pong"}'

@@ -1,0 +1,345 @@
+"""One client: its subscriptions, and which frames go to it.
+
+A socket with exactly one live subscription shares its bytes with every other client of that pattern. Any other socket is
+asked event by event; while one of its subscriptions replays, its frames say in `for` whom they are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Final
+
+import msgspec
+
+from tocsin import broker
+from tocsin.errors import Unavailable
+from tocsin.position import Position
+from tocsin.subject import Pattern
+from tocsin_gateway import protocol
+from tocsin_gateway.access import Access, Grant
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.hub import Hub
+from tocsin_gateway.limits import JOIN_BUFFER_BYTES, REPLAY_PAGE, Limits
+from tocsin_gateway.metrics import Metrics
+from tocsin_gateway.outbox import Outbox, SocketOutbox
+from tocsin_gateway.protocol import ProtocolError, Reason
+from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+
+DRAIN_SECONDS: Final = 0.01
+
+
+class State(Enum):
+    JOINING = auto()
+    REPLAYING = auto()
+    BUFFERING = auto()
+    LIVE = auto()
+
+
+class Subscription:
+    """`after` is the stream sequence up to which the client has everything."""
+
+    __slots__ = ("after", "buffer", "buffer_bytes", "id", "json_id", "overflowed", "pattern", "state", "task")
+
+    def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
+        self.id = id
+        self.json_id = msgspec.json.encode(id)
+        self.pattern = pattern
+        self.state = State.JOINING
+        self.after = 0
+        self.buffer: deque[StreamEvent] = deque()
+        self.buffer_bytes = 0
+        self.overflowed = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Session:
+    """Belongs to one connection; `tasks` is that connection's TaskGroup. `shared` is the outbox where it can take raw frames."""
+
+    def __init__(
+        self, hub: Hub, link: broker.Link, stream: str, access: Access, limits: Limits, metrics: Metrics, outbox: Outbox, tasks: asyncio.TaskGroup
+    ) -> None:
+        self._hub = hub
+        self._link = link
+        self._stream = stream
+        self._access = access
+        self._limits = limits
+        self._metrics = metrics
+        self._outbox = outbox
+        self._tasks = tasks
+        self._subscriptions: dict[str, Subscription] = {}
+        self._attached: dict[Pattern, list[Subscription]] = {}
+        self._gathered: list[Subscription] = []
+        self._sharing: Pattern | None = None
+        self.grant: Grant | None = access.anonymous()
+
+    @property
+    def all_live(self) -> bool:
+        """Whether no subscription replays, so that the last event's position holds for all of them."""
+        return all(subscription.state is State.LIVE for subscription in self._subscriptions.values())
+
+    @property
+    def subscriptions(self) -> int:
+        return len(self._subscriptions)
+
+    def authenticate(self, token: str) -> Grant:
+        """Raises ProtocolError unauthenticated."""
+        self.grant = self._access.authenticate(token)
+        self._outbox.send(protocol.authenticated(self.grant.expires_text))
+        return self.grant
+
+    def handle(self, message: protocol.ClientMessage) -> None:
+        """One client message but auth. Raises ProtocolError."""
+        if isinstance(message, protocol.Subscribe):
+            self.subscribe(message)
+        elif isinstance(message, protocol.Unsubscribe):
+            self.unsubscribe(message.id)
+        elif isinstance(message, protocol.Ping):
+            self.send_positions()
+            self._outbox.send(protocol.PONG)
+
+    def subscribe(self, request: protocol.Subscribe) -> None:
+        """Begin a subscription; `subscribed` follows when delivery is certain. Raises ProtocolError."""
+        pattern, since = protocol.checked_pattern(request), protocol.checked_since(request)
+        if self.grant is None:
+            raise ProtocolError("unauthenticated", 'send {"op": "auth", "token": "…"} first', request.id)
+        self.grant.check(pattern, request.id)
+        if request.id in self._subscriptions:
+            raise ProtocolError("duplicate-id", f"a subscription with the id {request.id!r} is there already", request.id)
+        if len(self._subscriptions) >= self._limits.subscriptions:
+            raise ProtocolError("limit", f"{self._limits.subscriptions} subscriptions are allowed on one socket", request.id)
+        if not self._hub.ready:
+            raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
+        self._unshare()
+        subscription = Subscription(request.id, pattern)
+        self._subscriptions[request.id] = subscription
+        self._metrics.subscriptions.inc()
+        subscription.task = self._tasks.create_task(self._run(subscription, since))
+
+    def unsubscribe(self, id: str) -> None:  # noqa: A002  # the field's name
+        """Raises ProtocolError unknown-id."""
+        subscription = self._subscriptions.get(id)
+        if subscription is None:
+            raise ProtocolError("unknown-id", f"there is no subscription {id!r}", id)
+        self._unshare()
+        self._drop(subscription)
+        self._outbox.send(protocol.unsubscribed(id))
+        self._share()
+
+    def end(self) -> None:
+        """The connection is over."""
+        self._unshare()
+        for subscription in list(self._subscriptions.values()):
+            self._drop(subscription)
+
+    def send_positions(self) -> None:
+        """Tell each subscription how far it is, so that a quiet one's position does not age."""
+        self._hub.flush()
+        for subscription in self._subscriptions.values():
+            if subscription.state is State.LIVE:
+                subscription.after = max(subscription.after, self._hub.head)
+                self._outbox.send(protocol.position(subscription.id, Position(self._hub.epoch, subscription.after)))
+
+    # What the hub calls.
+
+    def collect(self, event: StreamEvent, pattern: Pattern) -> bool:
+        found = self._attached.get(pattern)
+        if found is None:
+            return False
+        self._gathered += [subscription for subscription in found if event.sequence > subscription.after]
+        return bool(self._gathered)
+
+    def deliver(self, event: StreamEvent) -> None:
+        gathered, self._gathered = self._gathered, []
+        live = []
+        for subscription in gathered:
+            if subscription.state is State.LIVE:
+                subscription.after = event.sequence
+                live.append(subscription)
+            elif subscription.state is State.BUFFERING and not subscription.overflowed:
+                subscription.buffer.append(event)
+                subscription.buffer_bytes += len(event.body) + 256
+                subscription.overflowed = subscription.buffer_bytes > JOIN_BUFFER_BYTES
+        if live:
+            self._metrics.frames.inc()
+            if self.all_live:
+                self._outbox.send_event(event)
+            else:
+                self._outbox.send(event.addressed([subscription.json_id for subscription in live]))
+
+    def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None:
+        for subscription in self._attached.get(pattern, ()):
+            subscription.after = position.sequence
+            if subscription.state is State.LIVE:
+                self._tell_subscribed(subscription, position, reason)
+            else:
+                subscription.overflowed = True
+
+    # One subscription's life.
+
+    async def _run(self, subscription: Subscription, since: protocol.Since) -> None:
+        try:
+            start, reason = await self._start(since)
+            if start is not None:
+                try:
+                    await self._replay(subscription, start)
+                except Hole as hole:
+                    reason = hole.reason
+                else:
+                    return
+            await self._go_live(subscription, reason)
+        except (Unavailable, broker.JetStreamError) as error:
+            self._drop(subscription, cancel=False)
+            self._tell_error(ProtocolError("unavailable", str(error), subscription.id))
+
+    async def _start(self, since: protocol.Since) -> tuple[int | None, Reason | None]:
+        """(the sequence to replay after, or None to begin now; why the asked place can't be served)"""
+        if since == "now":
+            return None, None
+        if isinstance(since, timedelta):
+            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - since)
+            return (before, None) if whole else (None, "expired")
+        state = await broker.stream_state(self._link.client, self._stream)
+        if state is None:
+            raise Unavailable(f"there is no stream {self._stream}")
+        first = max(state.first_sequence, 1)
+        if since == "start":
+            return first - 1, None
+        assert isinstance(since, Position)
+        if since.epoch != state.epoch or since.sequence > state.last_sequence:
+            return None, "epoch"
+        if since.sequence + 1 < first:
+            return None, "expired"
+        return since.sequence, None
+
+    async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
+        def joined(position: Position) -> None:
+            subscription.after = position.sequence
+            subscription.state = State.LIVE
+            self._attach(subscription)
+            self._tell_subscribed(subscription, position, reason)
+            self._share()
+
+        await self._hub.join(subscription.pattern, self, joined)
+
+    async def _replay(self, subscription: Subscription, start: int) -> None:
+        subscription.after = start
+        subscription.state = State.REPLAYING
+        pages = Pages(self._link, self._stream, subscription.pattern, self._hub.epoch, start)
+        reader = _Reader(self, subscription, self._metrics)
+        self._metrics.replays.inc()
+        try:
+            first = await pages.next()
+            self._tell_subscribed(subscription, Position(self._hub.epoch, start), None)
+            reader.take(first[0])
+            near = first[1] < REPLAY_PAGE
+            while True:
+                if not near:
+                    await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
+                near = False
+                if await self._join_buffered(subscription, pages, reader):
+                    return
+        finally:
+            self._metrics.replays.dec()
+            await pages.close()
+
+    async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader) -> bool:
+        """True once the subscription is live; False where the buffer overflowed, and the replay has to go on."""
+
+        def joined(_position: Position) -> None:
+            subscription.state = State.BUFFERING
+            subscription.buffer.clear()
+            subscription.buffer_bytes, subscription.overflowed = 0, False
+            self._attach(subscription)
+
+        epoch = self._hub.epoch
+        position = await self._hub.join(subscription.pattern, self, joined)
+        await reach(pages, reader, position)
+        if subscription.overflowed or self._hub.epoch != epoch:
+            self._detach(subscription)
+            subscription.state = State.REPLAYING
+            if self._hub.epoch != epoch:
+                raise Hole("epoch")
+            return False
+        for event in subscription.buffer:
+            if event.sequence > subscription.after:
+                reader.replayed(event)
+        subscription.buffer.clear()
+        subscription.state = State.LIVE
+        self._share()
+        return True
+
+    def _attach(self, subscription: Subscription) -> None:
+        self._attached.setdefault(subscription.pattern, []).append(subscription)
+
+    def _detach(self, subscription: Subscription) -> None:
+        attached = self._attached.get(subscription.pattern)
+        if attached is not None and subscription in attached:
+            attached.remove(subscription)
+            if not attached:
+                del self._attached[subscription.pattern]
+                self._hub.leave(subscription.pattern, self)
+
+    def _drop(self, subscription: Subscription, *, cancel: bool = True) -> None:
+        del self._subscriptions[subscription.id]
+        self._metrics.subscriptions.dec()
+        if cancel and subscription.task is not None:
+            subscription.task.cancel()
+        self._detach(subscription)
+
+    def _share(self) -> None:
+        """Share bytes where exactly one live subscription is on a socket that can take frames."""
+        if self._sharing is None and isinstance(self._outbox, SocketOutbox) and len(self._subscriptions) == 1:
+            only = next(iter(self._subscriptions.values()))
+            if only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
+                self._outbox.flush()
+                self._hub.share(only.pattern, self, self._outbox)
+                self._sharing = only.pattern
+
+    def _unshare(self) -> None:
+        if self._sharing is not None and isinstance(self._outbox, SocketOutbox):
+            self._hub.unshare(self._sharing, self._outbox)
+            for subscription in self._attached.get(self._sharing, ()):
+                subscription.after = max(subscription.after, self._hub.head)
+            self._sharing = None
+
+    def _tell_subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
+        if reason is not None:
+            self._metrics.unrecovered.labels(reason).inc()
+        self._outbox.send(protocol.subscribed(subscription.id, subscription.pattern.text, position, reason))
+
+    def _tell_error(self, problem: ProtocolError) -> None:
+        self._metrics.errors.labels(problem.code).inc()
+        self._outbox.send(protocol.error(problem))
+
+    def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
+        """One event of a replay."""
+        subscription.after = event.sequence
+        self._outbox.send(event.addressed([subscription.json_id]))
+
+    async def drained(self) -> None:
+        """Returns once the client has taken most of what was sent."""
+        while self._outbox.waiting > self._limits.outbox_bytes // 4:
+            await asyncio.sleep(DRAIN_SECONDS)
+
+
+class _Reader:
+    """A replay's hand on its subscription."""
+
+    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics) -> None:
+        self._session = session
+        self._subscription = subscription
+        self._metrics = metrics
+
+    def take(self, page: list[StreamEvent]) -> None:
+        for event in page:
+            self.replayed(event)
+
+    def replayed(self, event: StreamEvent) -> None:
+        self._metrics.replayed.inc()
+        self._session.send_replayed(self._subscription, event)
+
+    async def drained(self) -> None:
+        await self._session.drained()

@@ -1,0 +1,115 @@
+"""`/sse`: the same subscriptions as named server-sent events, resumed by `Last-Event-ID`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from tocsin_gateway import protocol
+from tocsin_gateway.access import origin_allowed, seconds_left
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.outbox import QueueOutbox
+from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.session import Session
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+_STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
+_OP: Final = re.compile(rb'"op":"([a-z-]+)"')
+_POSITION: Final = re.compile(rb'"position":"([^"]+)"')
+
+
+class EventOutbox:
+    """Named events in a queue. While several subscriptions replay, events carry no id: a resume from one would skip the other's."""
+
+    def __init__(self, limit: int, gateway: Gateway) -> None:
+        self.queue = QueueOutbox(limit, gateway.metrics.evictions.inc)
+        self.may_resume = False
+
+    @property
+    def waiting(self) -> int:
+        return self.queue.waiting
+
+    def send(self, payload: bytes) -> None:
+        name, place = _OP.search(payload), _POSITION.search(payload)
+        lines = [b"event: " + (name[1] if name else b"message")]
+        if place is not None and self.may_resume:
+            lines.append(b"id: " + place[1])
+        self.queue.send(b"\n".join((*lines, b"data: " + payload, b"", b"")))
+
+    def send_event(self, event: StreamEvent) -> None:
+        self.send(event.payload)
+
+    def close(self, code: int, reason: str) -> None:
+        self.queue.close(code, reason)
+
+
+class EventStream(Response):
+    """The response of one client; lasts until it goes away, its token expires, or it is too slow."""
+
+    def __init__(self, gateway: Gateway, request: Request) -> None:
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._gateway = gateway
+        self._request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outbox = EventOutbox(self._gateway.limits.outbox_bytes, self._gateway)
+        async with asyncio.TaskGroup() as tasks:
+            session = self._gateway.open("sse", outbox, tasks)
+            watching = tasks.create_task(self._until_gone(receive, outbox))
+            try:
+                try:
+                    expires = self._subscribe(session, outbox)
+                except ProtocolError as problem:
+                    self._gateway.metrics.errors.labels(problem.code).inc()
+                    body = {"code": problem.code, "message": str(problem)}
+                    await JSONResponse(body, _STATUS.get(problem.code, 400))(scope, receive, send)
+                    return
+                await self._send(session, outbox, expires, send)
+            finally:
+                watching.cancel()
+                self._gateway.close(session)
+
+    def _subscribe(self, session: Session, outbox: EventOutbox) -> float | None:
+        request = self._request
+        if not origin_allowed(request.headers.get("origin"), request.headers.get("host"), self._gateway.origins):
+            raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and token:
+            session.authenticate(token)
+        subjects = request.query_params.getlist("subject")
+        if not subjects:
+            raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")
+        since = request.headers.get("last-event-id") or request.query_params.get("since", "now")
+        outbox.may_resume = len(subjects) == 1
+        for number, subject in enumerate(subjects):
+            session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
+        return None if session.grant is None else seconds_left(session.grant)
+
+    async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(expires):
+                while True:
+                    try:
+                        async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                            payload = await outbox.queue.take()
+                    except TimeoutError:
+                        payload = b": keep-alive\n\n"
+                    if payload is None:
+                        break
+                    outbox.may_resume = outbox.may_resume or session.all_live
+                    await send({"type": "http.response.body", "body": payload, "more_body": True})
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _until_gone(self, receive: Receive, outbox: EventOutbox) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        outbox.close(1000, "gone")
