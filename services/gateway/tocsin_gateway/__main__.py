@@ -48,6 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     ws_ping_timeout=20.0,
                     timeout_graceful_shutdown=2,
                     log_level="warning",
+                    server_header=False,
                 )
                 running.cancel()
     finally:

@@ -44,7 +44,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"])
     async def sse(
         request: Request,
-        subject: list[str] = Query(description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
+        subject: list[str] = Query([], description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
         since: str = Query("now", description="now, start, an age such as 5m, or a position"),  # noqa: ARG001
     ) -> Response:
         return EventStream(gateway, request)

@@ -20,6 +20,7 @@ from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.session import Session
 
 KEEP_ALIVE_SECONDS: Final = 15.0
+_HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8", b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
 _STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
 _OP: Final = re.compile(rb'"op":"([a-z-]+)"')
 _POSITION: Final = re.compile(rb'"position":"([^"]+)"')
@@ -54,7 +55,7 @@ class EventStream(Response):
     """The response of one client; lasts until it goes away, its token expires, or it is too slow."""
 
     def __init__(self, gateway: Gateway, request: Request) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(media_type="text/event-stream")
         self._gateway = gateway
         self._request = request
 
@@ -93,7 +94,7 @@ class EventStream(Response):
         return None if session.grant is None else seconds_left(session.grant)
 
     async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS.items())})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(expires):
                 while True:
