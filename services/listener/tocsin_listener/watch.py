@@ -107,8 +107,8 @@ async def find_table(connection: asyncpg.Connection, name: str) -> int:
         """SELECT c.oid, c.relkind::text AS kind, n.nspname, c.relpersistence::text AS persistence
            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-             AND ((c.relname = $1 AND pg_table_is_visible(c.oid)) OR n.nspname || '.' || c.relname = $1 OR c.oid = tocsin.named($1))
-           ORDER BY (c.relname = $1 AND pg_table_is_visible(c.oid)) DESC, n.nspname || '.' || c.relname = $1 DESC LIMIT 1""",
+             AND ((c.relname = $1::text AND pg_table_is_visible(c.oid)) OR n.nspname || '.' || c.relname = $1::text OR c.oid = tocsin.named($1::text))
+           ORDER BY (c.relname = $1::text AND pg_table_is_visible(c.oid)) DESC, n.nspname || '.' || c.relname = $1::text DESC LIMIT 1""",
         name,
     )
     if found is None:
