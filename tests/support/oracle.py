@@ -30,11 +30,11 @@ class Seen:
     def values(self, column: str, op: str = "insert") -> list[Any]:
         return [event["data"]["new"][column] for event in self.events if event["data"]["op"] == op]
 
-    def per_key(self) -> dict[str, list[int]]:
-        """Each key's journal sequences in the order of arrival."""
-        sequences: dict[str, list[int]] = defaultdict(list)
+    def per_key(self) -> dict[tuple[str, str], list[int]]:
+        """The journal sequences of each table's each key in the order of arrival."""
+        sequences: dict[tuple[str, str], list[int]] = defaultdict(list)
         for event in self.events:
-            sequences[event.get("subject", "")].append(int(event["sequence"]))
+            sequences[event["data"]["table"], event.get("subject", "")].append(int(event["sequence"]))
         return dict(sequences)
 
 
