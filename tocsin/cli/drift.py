@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from tocsin.errors import OperatorError
+from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
 from tocsin_check.audit import Outcome, Sides
 from tocsin_check.checker import Checker, open_sides
@@ -50,6 +51,7 @@ def command(
     Example: `tocsin drift orders --json`
     """
     settings = load_settings(database_url=database_url, replica_url=replica_url)
+    configure_logging("warning", settings.log_format)
     try:
         report = asyncio.run(_run(settings, tables or [], once=once, as_json=as_json))
     except OperatorError as error:
@@ -59,7 +61,7 @@ def command(
 
 async def _run(settings: Settings, names: list[str], *, once: bool, as_json: bool) -> Report:
     source_url, replica_url = settings.require_database_url(), settings.require_replica_url()
-    checker = Checker(source_url, replica_url, share=1)
+    checker = Checker(source_url, replica_url, share=1, publishing=False)
     async with open_sides(source_url, replica_url) as sides:
         while True:
             with Progress(

@@ -84,13 +84,21 @@ class Checker:
     """`run_audits` and `run_pulse` belong into the service's TaskGroup; everything else reads or asks."""
 
     def __init__(
-        self, source_url: str, replica_url: str, *, every: timedelta = EVERY, share: float = SHARE, on_audit: Callable[[str, Outcome], None] | None = None
+        self,
+        source_url: str,
+        replica_url: str,
+        *,
+        every: timedelta = EVERY,
+        share: float = SHARE,
+        on_audit: Callable[[str, Outcome], None] | None = None,
+        publishing: bool = True,
     ) -> None:
         self._source_url = source_url
         self._replica_url = replica_url
         self._every = every
         self._share = share
         self._on_audit = on_audit or (lambda _table, _outcome: None)
+        self._publishing = publishing
         self._asked = asyncio.Event()
         self._queue: list[Audit] = []
         self._audits: dict[str, Audit] = {}
@@ -268,7 +276,7 @@ class Checker:
             self._last_lag = sides.fence.lag
         news = self.ledger.proven(table, outcome, time.monotonic() - begun)
         self._on_audit(name, outcome)
-        if news is not None:
+        if news is not None and self._publishing:
             log.info(
                 "drift" if news["status"] == "drift" else "drift is gone", table=name, missing=news["missing"], extra=news["extra"], different=news["different"]
             )
