@@ -1,0 +1,1 @@
+../../../../clients/tocsin.js
