@@ -90,6 +90,8 @@ async def _replicate(source: asyncpg.Connection, replica: asyncpg.Connection, wa
     report(Progress("publication", tables=len(tables)))
     await _publish(source, [MARKER_TABLE, *tables], plan)
     if plan.has_subscription:
+        # The source may have moved; the worker goes on undisturbed where the address is the same.
+        await replica.execute(f"ALTER SUBSCRIPTION {quoted(NAME)} CONNECTION {literal(address)}")
         await replica.execute(f"ALTER SUBSCRIPTION {quoted(NAME)} REFRESH PUBLICATION")
     else:
         await _make_slot(source, plan.slot, report, len(tables))
