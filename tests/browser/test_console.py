@@ -1,0 +1,230 @@
+"""The console and the browser's client in a real Chromium, over the whole pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.support.pipeline import Pipeline, pipeline
+from tests.support.proxy import TcpProxy
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, status text NOT NULL, note text)"
+
+
+@dataclass(slots=True)
+class Opened:
+    """A page, and everything that it complained about."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def running() -> AsyncIterator[Pipeline]:
+    async with pipeline() as started:
+        connection = await asyncpg.connect(started.source_url)
+        await connection.execute(TABLE)
+        await connection.close()
+        await started.tocsin("install")
+        await started.tocsin("watch", "orders")
+        await started.start("listener")
+        await started.start("gateway")
+        yield started
+
+
+@pytest_asyncio.fixture
+async def shop(running: Pipeline) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(running.source_url)
+    await connection.execute("TRUNCATE orders")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture
+async def opened(chromium: Browser) -> AsyncIterator[Opened]:
+    page = await chromium.new_page(viewport={"width": 1280, "height": 800})
+    found = Opened(page)
+    page.on("console", lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    yield found
+    await page.close()
+
+
+async def show(opened: Opened, url: str, fragment: str = "") -> Page:
+    await opened.page.goto(f"{url}/{fragment}")
+    await expect(opened.page.locator("#state")).to_have_attribute("data-state", "live")
+    return opened.page
+
+
+async def test_a_commit_appears_with_its_op_key_and_values(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    page = await show(opened, running.gateway_url)
+    await shop.execute("INSERT INTO orders VALUES (1, 42, 'new', 'ring twice')")
+    await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
+    await shop.execute("DELETE FROM orders WHERE id = 1")
+    await expect(page.locator(".what")).to_have_text(["delete", "update", "insert"])
+    update = page.locator("#events > li").nth(1)
+    await expect(update.locator(".values")).to_have_text("status new paid")
+    await expect(update.locator(".key")).to_have_text("1")
+    await expect(update.locator(".subject")).to_have_text("pg.shop.change.public.orders.update")
+    await update.locator(".row").click()
+    changed = update.locator("tr.changed")
+    await expect(changed).to_have_count(1)
+    await expect(changed.locator("td")).to_have_text(["new", "paid"])
+    await expect(update.locator(".tree")).to_contain_text('type: "public.orders.update"')
+    await expect(page.locator("#position")).to_have_text(re.compile(r"^[a-z0-9]+-[0-9]+$"))
+    assert opened.complaints == []
+
+
+async def test_several_subjects_show_an_event_once_and_count_it_for_each(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    page = await show(opened, running.gateway_url, "#subject=pg.shop.change.>&subject=pg.*.change.public.orders.*")
+    await expect(page.locator("#subscriptions li[data-state=live]")).to_have_count(2)
+    await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 5) n")
+    await expect(page.locator("#subscriptions .count")).to_have_text(["5", "5"])
+    await expect(page.locator("#events > li")).to_have_count(5)
+    await page.get_by_label("Unsubscribe from pg.shop.change.>").click()
+    await expect(page.locator("#subscriptions li")).to_have_count(1)
+    await shop.execute("INSERT INTO orders VALUES (6, 6, 'new')")
+    await expect(page.locator("#subscriptions .count")).to_have_text(["6"])
+    assert opened.complaints == []
+
+
+async def test_since_start_brings_the_past_and_pause_and_filter_hold(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    await shop.execute("INSERT INTO orders VALUES (901, 1, 'special-901')")
+    page = await show(opened, running.gateway_url, "#subject=pg.shop.event.>")
+    await page.keyboard.press("s")
+    await page.keyboard.type("pg.shop.change.public.orders.insert")
+    await page.locator("#since").select_option("start")
+    await page.get_by_role("button", name="Subscribe", exact=True).click()
+    await expect(page.locator("#events")).to_contain_text("special-901")
+    await page.locator("#subject").blur()
+    await page.locator("#filter").fill("SPECIAL-901")
+    await expect(page.locator("#events > li")).to_have_count(1)
+    await page.locator("#filter").fill("")
+    await page.locator("#filter").blur()
+    await page.keyboard.press("p")
+    await shop.execute("INSERT INTO orders VALUES (902, 1, 'special-902')")
+    await expect(page.locator("#pause")).to_contain_text("Go on (1)")
+    await expect(page.locator("#events")).not_to_contain_text("special-902")
+    await page.keyboard.press("p")
+    await expect(page.locator("#events > li").first).to_contain_text("special-902")
+
+
+async def test_a_wrong_subject_and_a_wrong_position_are_told_with_their_code(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    page = await show(opened, running.gateway_url)
+    await page.locator("#subject").fill("pg.>.orders")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#problem-code")).to_have_text("bad-subject")
+    await expect(page.locator("#problem-text")).to_contain_text("only as the last token")
+    await page.locator("#subject").fill("pg.shop.>")
+    await page.locator("#since").select_option("position")
+    await page.locator("#from").fill("nonsense")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#problem-code")).to_have_text("bad-since")
+    await expect(page.locator("#state")).to_have_attribute("data-state", "live")
+
+
+async def test_a_position_of_another_stream_is_a_visible_gap(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    page = await show(opened, running.gateway_url)
+    await page.locator("#subject").fill("pg.shop.>")
+    await page.locator("#since").select_option("position")
+    await page.locator("#from").fill("otherepoch-7")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".note")).to_contain_text("Gap (epoch)")
+    await shop.execute("INSERT INTO orders VALUES (1, 1, 'after')")
+    await expect(page.locator("#events")).to_contain_text("after")
+
+
+async def test_a_cut_connection_comes_back_without_hole_or_repeat(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    async with TcpProxy(int(running.environment["TOCSIN_GATEWAY_PORT"])) as proxy:
+        page = await show(opened, f"http://127.0.0.1:{proxy.port}")
+        await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 3) n")
+        await expect(page.locator("#total")).to_have_text("3")
+        proxy.cut()
+        await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(4, 9) n")
+        await expect(page.locator("#total")).to_have_text("9")
+        keys = await page.locator("#events .key").all_inner_texts()
+        assert keys == [str(n) for n in range(9, 0, -1)]
+        await expect(page.locator(".note")).to_have_count(0)
+
+
+async def test_the_list_is_bounded_under_a_flood(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    page = await show(opened, running.gateway_url)
+    await shop.execute("INSERT INTO orders SELECT n, n, 'flood' FROM generate_series(1, 3000) n")
+    await expect(page.locator("#total")).to_have_text("3,000", timeout=20_000)
+    await expect(page.locator("#events > li")).to_have_count(300)
+    await expect(page.locator("#events .key").first).to_have_text("3000")
+    await expect(page.locator("#shown")).to_have_text("newest 300 of 1000 kept")
+
+
+async def test_it_fits_a_phone_in_dark_and_in_light(running: Pipeline, shop: asyncpg.Connection, opened: Opened, tmp_path: Path) -> None:
+    page = await show(opened, running.gateway_url)
+    shots = Path(os.environ.get("TOCSIN_TEST_SCREENSHOTS", tmp_path))
+    await shop.execute("INSERT INTO orders SELECT n, 40 + n % 5, 'new', 'second floor' FROM generate_series(1, 12) n")
+    await shop.execute("UPDATE orders SET status = 'paid' WHERE id < 6")
+    await shop.execute("DELETE FROM orders WHERE id = 3")
+    await shop.execute("""SELECT tocsin.emit('order.paid', '{"id": 1, "total": 12.50}')""")
+    await expect(page.locator("#events > li")).to_have_count(19)
+    await page.locator("#events > li").nth(3).locator(".row").click()
+    for width, height, scheme in ((1280, 800, "light"), (1280, 800, "dark"), (390, 844, "dark"), (390, 844, "light")):
+        await page.set_viewport_size({"width": width, "height": height})
+        await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        await page.screenshot(path=shots / f"console-{width}-{scheme}.png")
+        overflow = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow == 0, f"the page scrolls sideways at {width} px"
+    assert opened.complaints == []
+
+
+async def test_the_client_iterates_resumes_and_ends(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    """What an application writes: for await over a subscription, break, and go on from the kept position."""
+    page = await show(opened, running.gateway_url)
+    collect = """async ([since, count]) => {
+      const { subscribe } = await import("/client.js");
+      const keys = [];
+      const states = [];
+      const live = subscribe("pg.shop.change.public.orders.insert", { since, onState: (state) => states.push(state) });
+      for await (const { event } of live) {
+        keys.push(event.data.key.id);
+        if (keys.length === count) break;
+      }
+      return { keys, states, position: live.position };
+    }"""
+    start = await page.locator("#position").inner_text()
+    await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 5000) n")
+    async with asyncio.timeout(60):
+        whole = await page.evaluate(collect, [start, 5000])
+    assert whole["keys"] == list(range(1, 5001)), "an iterator slower than the stream lost or repeated events"
+    assert whole["states"][-1] == "closed"
+    await shop.execute("INSERT INTO orders VALUES (5001, 1, 'new')")
+    assert (await page.evaluate(collect, [whole["position"], 1]))["keys"] == [5001]
+    refused = await page.evaluate(
+        """async () => {
+          const { subscribe } = await import("/client.js");
+          try {
+            for await (const _ of subscribe("a..b")) ;
+          } catch (error) {
+            return [error.name, error.code];
+          }
+        }"""
+    )
+    assert refused == ["SubscribeError", "bad-subject"]
