@@ -44,7 +44,7 @@ CHECK_EVERY: Final = 60.0
 CARRIED_AT_ONCE: Final = 1000
 MOST_CARRIED: Final = 100_000
 
-AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, nats.errors.Error, *postgres.TRANSIENT)
+AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, asyncpg.InternalClientError, nats.errors.Error, *postgres.TRANSIENT)
 """What a new session may mend."""
 
 NATS_AGAIN: Final = (Unavailable, JetStreamError, Refused, nats.errors.Error, TimeoutError)
@@ -167,6 +167,7 @@ class Listener:
                     group.create_task(self._retention(lead))
                     group.create_task(self._carry(lead, reader))
                     group.create_task(self._watch_stream(identity, state))
+                    group.create_task(self._watch_link())
         except (*NATS_AGAIN, BaseExceptionGroup) as failure:
             self._go_on_after(failure, NATS_AGAIN, begun)
 
@@ -204,6 +205,13 @@ class Listener:
             if state is None or state.created != known.created or state.epoch != identity.epoch or state.last_sequence < highest:
                 raise Unavailable("the stream was changed by somebody else")
             highest = state.last_sequence
+
+    async def _watch_link(self) -> None:
+        """What was sent over a connection that broke may never be acknowledged; don't wait for it."""
+        known = self._link.reconnects
+        while self._link.client.is_connected and self._link.reconnects == known:
+            await asyncio.sleep(0.05)
+        raise Unavailable("the connection to NATS was lost")
 
     async def _canary(self, lead: Lead) -> None:
         """A row that goes the whole way, where nothing else did for a while."""

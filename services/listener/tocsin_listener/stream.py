@@ -39,6 +39,9 @@ class Stored:
     snapshots: tuple[str, str] | None
 
 
+STRANGE: Final = Stored("", -1, -1, None)
+
+
 def configuration(name: str, prefix: str, source: str, limits: Limits, epoch: str) -> dict[str, Any]:
     """The stream's configuration, in JetStream's own words."""
     age = int(limits.max_age.total_seconds() * 1e9)
@@ -94,7 +97,7 @@ async def _apply(client: Client, verb: str, wanted: dict[str, Any]) -> StreamSta
 
 
 async def stored(client: Client, name: str, sequence: int) -> Stored | None:
-    """What the message at `sequence` says of itself; None where it is gone or is not of a listener."""
+    """What the message at `sequence` says of itself; None where it is gone, and STRANGE where it is not a listener's."""
     try:
         answer = await api(client, f"STREAM.MSG.GET.{name}", {"seq": sequence})
     except JetStreamError as error:
@@ -107,4 +110,4 @@ async def stored(client: Client, name: str, sequence: int) -> Stored | None:
         first, index = map(int, headers[BATCH].split(";"))
         snapshots = headers[SNAPSHOTS].split(";") if SNAPSHOTS in headers else None
         return Stored(headers[EPOCH], first, index, (snapshots[0], snapshots[1]) if snapshots else None)
-    return None
+    return STRANGE

@@ -255,8 +255,9 @@ async def test_ops_are_chosen_and_changed_again(installed: asyncpg.Connection, e
 async def test_unwatch_leaves_no_trigger_and_uninstall_nothing_at_all(installed: asyncpg.Connection) -> None:
     from tocsin_listener.install import uninstall
 
-    leftovers = """SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tocsin%') + (SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace('tocsin')
-                   AND proname ~ '_[0-9]+$') + (SELECT count(*) FROM tocsin.watched)"""
+    leftovers = """SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'tocsin%')
+                   + (SELECT count(*) FROM pg_proc WHERE pronamespace = to_regnamespace('tocsin') AND proname ~ '_[0-9]+$')
+                   + (SELECT count(*) FROM tocsin.watched)"""
     await installed.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)")
     before = await installed.fetchval("SELECT count(*) FROM pg_depend")
     await watch(installed, ["t", "u"])
