@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-browser check lint format bench lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-browser check lint format bench docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ format: setup-dev  ## put the code into the house's form
 bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/results
 	@for file in $$(grep -l '__main__' benchmarks/*.py); do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+docs: setup-dev  ## write docs/settings.md anew
+	$(BIN)/python -m tests.support.settings_page
 
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --python-version 3.11 --no-emit-index-url --no-header --no-annotate
 lock: $(VENV)/pyvenv.cfg  ## resolve the dependencies anew (UPGRADE=1 takes newer versions)
