@@ -132,10 +132,10 @@ async def place(**settings: str) -> AsyncIterator[Place]:
 
 
 @contextlib.asynccontextmanager
-async def up(here: Place, *flags: str, settings: Mapping[str, str] | None = None) -> AsyncIterator[Up]:
-    """`tocsin up` on that place; stopped at the end if it still runs."""
+async def up(here: Place, *flags: str, settings: Mapping[str, str] | None = None, python: str | Path = sys.executable) -> AsyncIterator[Up]:
+    """`tocsin up` on that place; stopped at the end if it still runs. `python` is the interpreter of another environment."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tocsin.cli.main", "up", "--data", str(here.data), *flags),
+        *(str(python), "-m", "tocsin.cli.main", "up", "--data", str(here.data), *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**here.environment, **(settings or {})},

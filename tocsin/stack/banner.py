@@ -29,6 +29,9 @@ def banner(plan: Plan, *, demo: bool) -> str:
     ]
     if demo:
         tries.append("  UPDATE orders SET note = 'hello' WHERE id = (SELECT max(id) FROM orders);   -- then look at the others")
+    if plan.source and plan.replica:
+        tries.append(f"export TOCSIN_DATABASE_URL={plan.source_url} TOCSIN_REPLICA_URL={plan.replica_url}")
+        tries.append("  tocsin drift; tocsin watched; tocsin doctor")
     addresses = [f"  {name:<13}{address:<48}{note}".rstrip() for name, address, note in rows]
     commands = [f"    {command}" for command in tries]
     return "\n".join(["", *addresses, "", "  Try, each in a terminal of its own:", *commands, "", "  Ctrl-C stops everything; the data stay.", ""])

@@ -11,7 +11,13 @@ from tocsin.duration import parse_duration
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("250ms", timedelta(milliseconds=250)), ("90s", timedelta(seconds=90)), (" 5m ", timedelta(minutes=5)), ("1.5h", timedelta(minutes=90)), ("2w", timedelta(days=14))],
+    [
+        ("250ms", timedelta(milliseconds=250)),
+        ("90s", timedelta(seconds=90)),
+        (" 5m ", timedelta(minutes=5)),
+        ("1.5h", timedelta(minutes=90)),
+        ("2w", timedelta(days=14)),
+    ],
 )
 def test_durations(text: str, expected: timedelta) -> None:
     assert parse_duration(text) == expected

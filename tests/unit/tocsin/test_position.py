@@ -16,7 +16,8 @@ def test_a_position_survives_its_text(sequence: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "now", "k3v9q2m7xa", "k3v9q2m7xa-", "-5", "k3v9q2m7xa--5", "k3v9q2m7xa-05", "k3v9q2m7xa-1 ", "K3V9-1", "k3v9q2m7xa-99999999999999999999", "é123-4"]
+    "text",
+    ["", "now", "k3v9q2m7xa", "k3v9q2m7xa-", "-5", "k3v9q2m7xa--5", "k3v9q2m7xa-05", "k3v9q2m7xa-1 ", "K3V9-1", "k3v9q2m7xa-99999999999999999999", "é123-4"],
 )
 def test_what_is_not_a_position_is_refused_with_its_form(text: str) -> None:
     with pytest.raises(PositionError, match="not a position"):
