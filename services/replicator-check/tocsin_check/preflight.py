@@ -202,8 +202,11 @@ async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: 
 
 
 async def _reachable(replica: asyncpg.Connection, address: str, name: str) -> None:
-    """Let the replica dial the source, by a subscription that is rolled back."""
-    probe = f"CREATE SUBSCRIPTION {quoted(name)} CONNECTION {literal(address)} PUBLICATION {quoted(name)}"
+    """Let the replica dial the source, by a subscription that is rolled back.
+
+    It names a publication that does not exist, which is only warned of: an existing one's tables would have to exist on the replica by now.
+    """
+    probe = f"CREATE SUBSCRIPTION {quoted(name)} CONNECTION {literal(address)} PUBLICATION {quoted(name + '_probe')}"
     transaction = replica.transaction()
     await transaction.start()
     try:

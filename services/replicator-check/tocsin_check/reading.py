@@ -78,9 +78,9 @@ class Reading:
         )
 
     def list_sql(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
-        """Every row version in the half-open range: k (text[]), place, xmin, untouched, h1, h2."""
+        """Every row version in the half-open range, in the key's order: k (text[]), place, xmin, untouched, h1, h2."""
         where, arguments = self._where(low, high)
-        return f"SELECT {self._key_text()} AS k, {self._version()} FROM {self.relation} AS t{where}", arguments
+        return f"SELECT {self._key_text()} AS k, {self._version()} FROM {self.relation} AS t{where} ORDER BY {self._order()}", arguments
 
     def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False) -> tuple[str, list[Any]]:
         """The row versions of the keys: ord (from 1), as in list_sql, and with `columns` one hash for each column."""

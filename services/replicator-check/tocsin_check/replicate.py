@@ -81,7 +81,9 @@ async def replicate(
 
 
 async def _replicate(source: asyncpg.Connection, replica: asyncpg.Connection, wanted: Sequence[str], address: str, report: OnProgress) -> Replicated:
-    tables = await resolve(source, wanted)
+    # Subscribing needs every published table on the replica, so those of earlier runs are looked after, too.
+    published = [TableName(*row) for row in await source.fetch(_SQL["published"], NAME)]
+    tables = list(dict.fromkeys([*await resolve(source, wanted), *(table for table in published if table != MARKER_TABLE)]))
     plan = await preflight.check(source, replica, tables, address, NAME)
     report(Progress("schema", tables=len(tables)))
     for connection in (source, replica):
