@@ -36,6 +36,7 @@ from tocsin_listener.stream import Limits
 
 CANARY_EVERY: Final = 10.0
 STANDBY_PAUSE: Final = 0.5
+SETTLE_AFTER: Final = 0.9
 RETENTION_EVERY: Final = 30.0
 LEAVES: Final = 8
 JOURNAL_BYTES: Final = 1 << 30
@@ -65,6 +66,27 @@ class Config:
     channels: tuple[str, ...] = ()
     doorbell: str = "auto"
     max_event: int = 900 << 10
+
+
+class Carried:
+    """NOTIFYs received and not yet in the journal; the oldest are dropped where they come faster than they can be written."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[str, str, int]] = deque(maxlen=MOST_CARRIED)
+        self.arrived = asyncio.Event()
+
+    def on_notify(self, _: Any, pid: int, channel: str, payload: object) -> None:
+        self.waiting.append((channel, str(payload), pid))
+        self.arrived.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The connections that read: `reader` listens and reads small differences, `bulk` pages through large ones."""
+
+    reader: asyncpg.Connection
+    bulk: asyncpg.Connection
+    carried: Carried
 
 
 class Listener:
@@ -132,13 +154,16 @@ class Listener:
         bell = Doorbell(reader, allowed=await self._may_ring(reader), counts=self.meters.counts)
         # LISTEN first and read then: what is committed in between is found by the read or heard.
         await bell.listen()
+        carried = Carried()
+        for channel in self._config.channels:
+            await reader.add_listener(channel, carried.on_notify)
         progress = Progress(lead)
         while True:
             async for attempt in forever(Unavailable, on_retry=self._on_retry, longest=2.0):
                 with attempt:
-                    await self._relay(lead, progress, bell, reader, bulk)
+                    await self._relay(lead, progress, bell, Reading(reader, bulk, carried))
 
-    async def _relay(self, lead: Lead, progress: Progress, bell: Doorbell, reader: asyncpg.Connection, bulk: asyncpg.Connection) -> None:
+    async def _relay(self, lead: Lead, progress: Progress, bell: Doorbell, reading: Reading) -> None:
         """Relay until NATS fails; what is wrong with PostgreSQL ends the session instead."""
         begun = time.monotonic()
         try:
@@ -147,7 +172,7 @@ class Listener:
             state, resumed, identity = await self._open_stream(lead, progress)
             async with publisher(self._link.client, atomic=bool(state.config.get("allow_atomic"))) as sending:
                 address = Address(self._config.prefix, self._config.source, identity.incarnation, identity.epoch or "")
-                journal = Journal(reader, bulk, incarnation=identity.incarnation, source=encode_token(self._config.source))
+                journal = Journal(reading.reader, reading.bulk, incarnation=identity.incarnation, source=encode_token(self._config.source))
                 relay = Relay(
                     lead=lead,
                     progress=progress,
@@ -165,7 +190,7 @@ class Listener:
                     group.create_task(_follow(relay, bell))
                     group.create_task(self._canary(lead))
                     group.create_task(self._retention(lead))
-                    group.create_task(self._carry(lead, reader))
+                    group.create_task(self._carry(lead, reading.carried))
                     group.create_task(self._watch_stream(identity, state))
                     group.create_task(self._watch_link())
         except (*NATS_AGAIN, BaseExceptionGroup) as failure:
@@ -229,30 +254,16 @@ class Listener:
             if emptied is not None:
                 await lead.execute("SELECT tocsin.advance($1)", emptied)
 
-    async def _carry(self, lead: Lead, reader: asyncpg.Connection) -> None:
+    async def _carry(self, lead: Lead, carried: Carried) -> None:
         """NOTIFYs of the channels that are to be carried, into the journal."""
-        waiting: deque[tuple[str, str, int]] = deque(maxlen=MOST_CARRIED)
-        arrived = asyncio.Event()
-
-        def on_notify(_: Any, pid: int, channel: str, payload: object) -> None:
-            waiting.append((channel, str(payload), pid))
-            arrived.set()
-
-        try:
-            for channel in self._config.channels:
-                await reader.add_listener(channel, on_notify)
-            while await arrived.wait():
-                arrived.clear()
-                while waiting:
-                    some = [waiting.popleft() for _ in range(min(len(waiting), CARRIED_AT_ONCE))]
-                    await lead.fetch(
-                        "SELECT count(tocsin.carry(channel, payload, pid)) FROM unnest($1::text[], $2::text[], $3::int[]) AS n (channel, payload, pid)",
-                        *map(list, zip(*some, strict=True)),
-                    )
-        finally:
-            for channel in self._config.channels:
-                if not reader.is_closed():
-                    await reader.remove_listener(channel, on_notify)
+        while await carried.arrived.wait():
+            carried.arrived.clear()
+            while carried.waiting:
+                some = [carried.waiting.popleft() for _ in range(min(len(carried.waiting), CARRIED_AT_ONCE))]
+                await lead.fetch(
+                    "SELECT count(tocsin.carry(channel, payload, pid)) FROM unnest($1::text[], $2::text[], $3::int[]) AS n (channel, payload, pid)",
+                    *map(list, zip(*some, strict=True)),
+                )
 
     @contextlib.asynccontextmanager
     async def _connect(self, part: str) -> AsyncIterator[asyncpg.Connection]:
@@ -294,23 +305,27 @@ class Listener:
 async def _follow(relay: Relay, bell: Doorbell) -> None:
     """Relay, and sleep where there is nothing to do."""
     asleep = silent = settled = False
+    found_at = time.monotonic()
     while True:
         if await relay.step():
             if silent:
                 await bell.found_by_fallback()
             await bell.rise()
             asleep = silent = settled = False
-        elif not asleep:
+            found_at = time.monotonic()
+            continue
+        if not settled and time.monotonic() - found_at > SETTLE_AFTER:
+            # Not at once: under load the next batch stores the cursor anyway, and the first event after a pause should not wait for it.
+            await relay.settle()
+            settled = True
+        if not asleep:
             # Once more after lying down: what was written without a ring is visible by then.
             asleep = await bell.doze()
-        else:
-            if silent and not settled:
-                await relay.settle()
-                settled = True
-            silent = not await bell.wait()
-            if not silent:
-                await bell.rise()
-                asleep = False
+            continue
+        silent = not await bell.wait()
+        if not silent:
+            await bell.rise()
+            asleep = False
 
 
 async def _rewound(decided: Plan, progress: Progress, state: StreamState) -> Plan:
