@@ -44,6 +44,7 @@ async def watch(
     old: Old = "changed",
     when: str | None = None,
     exact_numbers: bool = False,
+    lock_timeout: str = LOCK_TIMEOUT,
 ) -> list[Watched]:
     """Watch tables, or change how they are watched; what is in force then.
 
@@ -57,7 +58,7 @@ async def watch(
     if not tables:
         raise OperatorError("no table is named", "tocsin watch TABLE…")
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL client_min_messages = warning")
+        await connection.execute("SELECT set_config('lock_timeout', $1, true), set_config('client_min_messages', 'warning', true)", lock_timeout)
         for name in tables:
             relation = await find_table(connection, name)
             await _check_columns(connection, relation, [*(columns or ()), *route])
@@ -184,7 +185,7 @@ async def _check_privileges(connection: asyncpg.Connection, relation: int, shown
 
 def _busy(shown: str) -> OperatorError:
     return OperatorError(
-        f"{shown} is locked by another transaction; gave up after {LOCK_TIMEOUT}, so that no writer waits behind this",
+        f"{shown} is locked by another transaction; gave up, so that no writer waits behind this",
         "try again when that transaction has ended; it is among: SELECT pid, query, xact_start FROM pg_stat_activity WHERE state <> 'idle' ORDER BY xact_start",
     )
 
