@@ -58,10 +58,10 @@ class Whole:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_nats(), name="start nats")
             source = group.create_task(self._start_source(), name="start source")
-            replica = group.create_task(self._start_replica(), name="start replica")
             proven = group.create_task(self._prove(source, begin), name="prove")
-            group.create_task(self._start_demo(source), name="start demo")
-            group.create_task(self._start_checker(source, replica, proven), name="start checker")
+            # On a small machine the rest would only hold up the first event.
+            group.create_task(self._start_demo(proven), name="start demo")
+            group.create_task(self._start_replica_and_checker(proven), name="start replica and checker")
 
     async def _start_nats(self) -> None:
         if self.plan.nats is not None:
@@ -82,14 +82,9 @@ class Whole:
                     await self.rooms.watch(connection, table, demo.ROUTES.get(table, ()))
         await self.supervisor.start("listener", self.plan.listener, rank=LISTENER)
 
-    async def _start_replica(self) -> None:
-        if self.plan.replica is not None:
-            await self.supervisor.start("replica", self.plan.replica, rank=REPLICA)
-            await _create_database(self.plan.replica.url())
-
-    async def _start_demo(self, source: asyncio.Task[None]) -> None:
+    async def _start_demo(self, proven: asyncio.Task[None]) -> None:
+        await proven
         if self.demo:
-            await source
             await self.supervisor.start("demo", self.plan.demo, rank=DEMO)
 
     async def _prove(self, source: asyncio.Task[None], begin: float) -> None:
@@ -104,24 +99,23 @@ class Whole:
         self.say(banner(self.plan, demo=self.demo))
         self.say(f"ready in {time.perf_counter() - begin:.1f} s: {how}")
 
-    async def _start_checker(self, source: asyncio.Task[None], replica: asyncio.Task[None], proven: asyncio.Task[None]) -> None:
-        await source
-        await replica
-        tables = await self._tables()
-        replicated = await self._replicate(tables) if self.plan.replica is not None else True
-        if not replicated:
-            return
-        await self.supervisor.start("check", self.plan.checker, rank=READERS)
+    async def _start_replica_and_checker(self, proven: asyncio.Task[None]) -> None:
         await proven
-        if self.plan.replica is not None and tables:
-            self.say(f"replica: {len(tables)} tables copied and following; its report is http://{self.plan.check_address}/")
+        tables = demo.TABLES if self.demo else ()
+        if self.plan.replica is not None:
+            if not await self._can_be_replicated():
+                return
+            await self.supervisor.start("replica", self.plan.replica, rank=REPLICA)
+            await _create_database(self.plan.replica.url())
+            if tables:
+                await self.rooms.replicate(self.plan.source_url, self.plan.replica_url, tables)
+        await self.supervisor.start("check", self.plan.checker, rank=READERS)
+        if self.plan.replica is not None:
+            what = f"{len(tables)} tables copied and following" if tables else "it runs; `tocsin replicate TABLE` lets it follow"
+            self.say(f"replica: {what}; the report is http://{self.plan.check_address}/")
 
-    async def _tables(self) -> Sequence[str]:
-        """The tables to replicate: the demo's, and none of a database that is not ours."""
-        return demo.TABLES if self.demo else ()
-
-    async def _replicate(self, tables: Sequence[str]) -> bool:
-        """Whether there is something for the checker to look at; it says why not."""
+    async def _can_be_replicated(self) -> bool:
+        """Whether the source writes what a replica needs; it says why not."""
         async with postgres.connection(self.plan.source_url, setting=SETTING, application="tocsin up") as connection:
             level = await connection.fetchval("SHOW wal_level")
         if level != "logical":
@@ -131,8 +125,6 @@ class Whole:
                 "  fix: ALTER SYSTEM SET wal_level = 'logical'; then restart that server"
             )
             return False
-        if tables:
-            await self.rooms.replicate(self.plan.source_url, self.plan.replica_url, tables)
         return True
 
 
