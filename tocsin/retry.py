@@ -32,7 +32,7 @@ def forever(*errors: type[BaseException], on_retry: Hook | None = None, longest:
     """
     return AsyncRetrying(
         retry=retry_if_exception_type(errors or (Unavailable,)),
-        wait=wait_exponential_jitter(initial=0.05, max=longest, jitter=0.25),
+        wait=wait_exponential_jitter(multiplier=0.05, max=longest, jitter=0.25),
         stop=stop_never,
         before_sleep=_before_sleep(on_retry),
         reraise=True,
@@ -43,7 +43,7 @@ def for_seconds(limit: float, *errors: type[BaseException], on_retry: Hook | Non
     """For one request: 20 ms, doubling to 1 s, with jitter, until `limit` seconds are over; then the last error."""
     return AsyncRetrying(
         retry=retry_if_exception_type(errors or (Unavailable,)),
-        wait=wait_exponential_jitter(initial=0.02, max=1.0, jitter=0.05),
+        wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.05),
         stop=stop_after_delay(limit),
         before_sleep=_before_sleep(on_retry),
         reraise=True,
