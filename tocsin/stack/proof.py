@@ -8,7 +8,7 @@ import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import msgspec
@@ -84,14 +84,23 @@ async def _frames(socket: ClientConnection) -> AsyncIterator[dict[str, Any]]:
 
 async def until_ready(address: str, *, patience: float = PATIENCE) -> None:
     """Wait until a service's /readyz says 200. Raises OperatorError with its last answer."""
+    await _until(address, lambda code: code == 200, patience)
+
+
+async def until_answers(address: str, *, patience: float = PATIENCE) -> None:
+    """Wait until a service answers at all, ready or not. Raises OperatorError."""
+    await _until(address, lambda code: code > 0, patience)
+
+
+async def _until(address: str, enough: Callable[[int], bool], patience: float) -> None:
     last = "no answer"
     try:
         async with asyncio.timeout(patience):
             while True:
                 code, last = await asyncio.to_thread(readiness, address)
-                if code == 200:
+                if enough(code):
                     return
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(PAUSE)
     except TimeoutError:
         raise OperatorError(f"http://{address}/readyz: {last}", "tocsin doctor looks at every part and names the fix") from None
 

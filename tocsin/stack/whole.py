@@ -110,6 +110,7 @@ class Whole:
             if tables:
                 await self.rooms.replicate(self.plan.source_url, self.plan.replica_url, tables)
         await self.supervisor.start("check", self.plan.checker, rank=READERS)
+        await proof.until_answers(self.plan.check_address)
         if self.plan.replica is not None:
             what = f"{len(tables)} tables copied and following" if tables else "it runs; `tocsin replicate TABLE` lets it follow"
             self.say(f"replica: {what}; the report is http://{self.plan.check_address}/")
