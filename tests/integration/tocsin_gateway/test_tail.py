@@ -1,0 +1,95 @@
+"""`tocsin tail` as a process, through a real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from tests.support.gateway import RunningGateway, running_gateway
+from tests.support.servers import Server
+from tests.support.stream import Stream
+
+
+@asynccontextmanager
+async def tail(url: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tocsin.cli.main", "tail", *arguments, "--url", url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "NO_COLOR": "1", "TZ": "UTC"},
+    )
+    try:
+        async with asyncio.timeout(30):
+            yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+async def test_events_are_shown_as_lines_with_what_changed(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish(stream.subject())
+    await stream.publish(stream.subject(op="update"), op="update", new={"id": 2, "status": "paid\x1b[31m"}, old={"status": "open"})
+    await stream.publish(f"pg.{stream.source}.event.order.paid")
+    async with tail(gateway.url, "pg.>", "--since", "start", "--count", "3") as child:
+        out, err = await child.communicate()
+        assert child.returncode == 0, err.decode()
+        insert, update, emitted = out.decode().splitlines()
+        assert insert == f"20:15:31.123 insert   {stream.subject()} id 1"
+        assert update == f'20:15:31.123 update   {stream.subject(op="update")} {{"id":2}} status open → paid·[31m'
+        assert emitted.startswith(f"20:15:31.123 insert   pg.{stream.source}.event.order.paid")
+
+
+async def test_json_lines_carry_what_a_program_needs_to_resume(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish(stream.subject(), stream.subject(), stream.subject())
+    async with tail(gateway.url, stream.subject(), "--since", stream.position(1), "--json", "--count", "2") as child:
+        out, err = await child.communicate()
+        assert child.returncode == 0, err.decode()
+        lines = [msgspec.json.decode(line) for line in out.splitlines()]
+        assert [line["position"] for line in lines] == [stream.position(2), stream.position(3)]
+        assert [line["event"]["sequence"] for line in lines] == ["2", "3"]
+
+
+async def test_a_gap_is_said_and_an_interrupt_ends_it(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish(*[stream.subject()] * 5)
+    await stream.purge(keep=1)
+    async with tail(gateway.url, stream.subject(), "--since", stream.position(1)) as child:
+        assert child.stderr is not None
+        assert "missing" in (await child.stderr.readline()).decode()
+        child.send_signal(signal.SIGINT)
+        assert await child.wait() == 130
+
+
+async def test_a_missing_gateway_is_waited_for(stream: Stream, nats_server: Server) -> None:
+    await stream.publish(stream.subject())
+    async with running_gateway(nats_server.url, stream.source) as first:
+        port = first.port
+    async with tail(f"http://127.0.0.1:{port}", stream.subject(), "--since", "start", "--count", "1") as child:
+        assert child.stderr is not None
+        assert "waiting for the gateway" in (await child.stderr.readline()).decode()
+        async with running_gateway(nats_server.url, stream.source, port=port):
+            out, _ = await child.communicate()
+        assert child.returncode == 0
+        assert stream.subject() in out.decode()
+
+
+async def test_refusals_name_the_reason_and_end_it(gateway: RunningGateway) -> None:
+    for arguments, words in ((("pg..x",), "empty token"), (("$SYS.>",), "forbidden"), (("pg.>", "--since", "yesterday"), "5m")):
+        async with tail(gateway.url, *arguments) as child:
+            _, err = await child.communicate()
+            assert (child.returncode, words in err.decode()) == (1, True), err.decode()
+
+
+async def test_a_reader_that_has_had_enough_is_no_error(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish_many([stream.subject()] * 3000)
+    command = f"'{sys.executable}' -m tocsin.cli.main tail '{stream.subject()}' --since start --json --url {gateway.url} | head -n 1"
+    child = await asyncio.create_subprocess_exec("bash", "-o", "pipefail", "-c", command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(30):
+        out, err = await child.communicate()
+    assert (child.returncode, err.decode(), len(out.splitlines())) == (0, "", 1)
