@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import statistics
 import sys
-from pathlib import Path
 
 import asyncpg
 from nats.aio.client import Client
@@ -32,20 +31,9 @@ CREATE TRIGGER notify_row AFTER INSERT ON rival FOR EACH ROW EXECUTE FUNCTION no
 """
 
 
-async def pgbench(running: Pipeline, table: str, writers: int, seconds: int) -> float:
-    """Commits a second."""
-    script = running.folder / f"{table}.sql"
-    script.write_text(INSERT.format(name=table))
-    child = await asyncio.create_subprocess_exec(
-        str(running.source.bin / "pgbench"),
-        *("-n", "-M", "prepared", "-f", str(script), "-c", str(writers), "-j", "2", "-T", str(seconds), running.source_url),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"LD_LIBRARY_PATH": str(Path(running.source.bin).parent / "lib")},
-    )
-    output, _ = await child.communicate()
-    assert child.returncode == 0, output.decode()
-    return float(next(line for line in output.decode().splitlines() if line.startswith("tps")).split()[2])
+async def commits(running: Pipeline, table: str, writers: int, seconds: int) -> float:
+    """Commits a second of one-row INSERTs."""
+    return (await running.pgbench(INSERT.format(name=table), writers=writers, seconds=seconds, prepared=True))[1]
 
 
 async def drained(running: Pipeline, source: asyncpg.Connection) -> float:
@@ -65,14 +53,14 @@ async def drained(running: Pipeline, source: asyncpg.Connection) -> float:
 
 async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, seconds: int) -> dict[str, float]:
     """One round of every variant; all but `whole` without anything else running."""
-    figures = {"bare": await pgbench(running, "bare", writers, seconds)}
-    figures["no listener"] = await pgbench(running, "orders", writers, seconds)
+    figures = {"bare": await commits(running, "bare", writers, seconds)}
+    figures["no listener"] = await commits(running, "orders", writers, seconds)
     await running.start("listener")
     await drained(running, source)
     await running.start("gateway")
     before = await source.fetchval("SELECT count(*) FROM orders")
     async with oracle.socket_client(running.socket_url, "pg.shop.change.public.orders.*") as (seen, arrived):
-        figures["whole"] = await pgbench(running, "orders", writers, seconds)
+        figures["whole"] = await commits(running, "orders", writers, seconds)
         figures["drain s"] = await drained(running, source)
         written = [row["id"] for row in await source.fetch("SELECT id FROM orders ORDER BY id OFFSET $1", before)]
         await oracle.until_count(seen, arrived, len(written))
@@ -86,7 +74,7 @@ async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, 
     async with asyncio.timeout(15):
         while "ready" not in (running.folder / "bridge.log").read_text():
             await asyncio.sleep(0.05)
-    figures["row NOTIFY"] = await pgbench(running, "rival", writers, seconds)
+    figures["row NOTIFY"] = await commits(running, "rival", writers, seconds)
     await process.stop(bridge)
     (running.folder / "bridge.log").unlink()
     return figures

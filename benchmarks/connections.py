@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import resource
-import sys
 from pathlib import Path
 
 import msgspec
 from nats.aio.client import Client
 
-from benchmarks.fanout import Target, make_stream
+from benchmarks.fanout import Target, make_stream, open_sink
 from benchmarks.report import report
 from tests.support.pipeline import pipeline
 from tocsin.stack import process
@@ -29,19 +28,9 @@ async def measure(target: Target, pid: int, clients: int) -> float:
     """KiB per client, between a tenth of them and all of them."""
     sizes = []
     for count in (clients // 10, clients):
-        sink = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.sink", "127.0.0.1", str(target.port), target.path, str(count), target.marker, "1", target.kind, target.ready),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert sink.stdin is not None
-        assert sink.stdout is not None
-        sink.stdin.write("".join(f"{hello}\n" for hello in target.hellos).encode())
-        sink.stdin.close()
-        async with asyncio.timeout(180):
-            assert (await sink.stdout.readline()).strip() == b"ready"
-            await asyncio.sleep(2)
-            sizes.append(resident(pid))
+        sink = await open_sink(target, count, 1)
+        await asyncio.sleep(2)
+        sizes.append(resident(pid))
         sink.kill()
         await sink.wait()
         await asyncio.sleep(1)

@@ -47,8 +47,8 @@ async def publish(client: Client, count: int) -> None:
     await context.publish_async_completed()
 
 
-async def measure(client: Client, target: Target, clients: int, messages: int) -> float:
-    """Deliveries a second."""
+async def open_sink(target: Target, clients: int, messages: int) -> asyncio.subprocess.Process:
+    """That many clients in a process of their own, subscribed."""
     sink = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.sink", "127.0.0.1", str(target.port), target.path, str(clients), target.marker, str(messages), target.kind),
         target.ready,
@@ -59,8 +59,16 @@ async def measure(client: Client, target: Target, clients: int, messages: int) -
     assert sink.stdout is not None
     sink.stdin.write("".join(f"{hello}\n" for hello in target.hellos).encode())
     sink.stdin.close()
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(180):
         assert (await sink.stdout.readline()).strip() == b"ready"
+    return sink
+
+
+async def measure(client: Client, target: Target, clients: int, messages: int) -> float:
+    """Deliveries a second."""
+    sink = await open_sink(target, clients, messages)
+    assert sink.stdout is not None
+    async with asyncio.timeout(120):
         await publish(client, messages)
         result = msgspec.json.decode(await sink.stdout.readline())
         await sink.wait()

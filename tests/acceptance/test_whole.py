@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import asyncpg
 from nats.aio.client import Client
@@ -31,23 +30,6 @@ async def prepare(running: Pipeline) -> asyncpg.Connection:
     return source
 
 
-async def run_pgbench(running: Pipeline, seconds: int = SECONDS, writers: int = WRITERS) -> int:
-    """The number of transactions that pgbench committed."""
-    script = running.folder / "load.sql"
-    script.write_text(SCRIPT)
-    child = await asyncio.create_subprocess_exec(
-        str(running.source.bin / "pgbench"),
-        *("-n", "-f", str(script), "-c", str(writers), "-j", "2", "-T", str(seconds), running.source_url),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={"LD_LIBRARY_PATH": str(Path(running.source.bin).parent / "lib")},
-    )
-    output, _ = await child.communicate()
-    assert child.returncode == 0, output.decode()
-    line = next(line for line in output.decode().splitlines() if "actually processed" in line)
-    return int(line.rsplit(":", 1)[1].split("/")[0])
-
-
 async def assert_whole(running: Pipeline, source: asyncpg.Connection, seen: oracle.Seen, arrived: asyncio.Event) -> int:
     ledger = [row["id"] for row in await source.fetch("SELECT id FROM ledger")]
     await oracle.until_count(seen, arrived, 2 * len(ledger))
@@ -72,7 +54,7 @@ async def test_eight_writers_lose_repeat_and_reorder_nothing() -> None:
         await running.start("listener")
         await running.start("gateway")
         async with oracle.socket_client(running.socket_url, "pg.shop.change.>") as (seen, arrived):
-            committed = await run_pgbench(running)
+            committed, _ = await running.pgbench(SCRIPT, writers=WRITERS, seconds=SECONDS)
             assert await assert_whole(running, source, seen, arrived) == committed
         await source.close()
 
@@ -83,7 +65,7 @@ async def test_a_killed_listener_and_a_killed_nats_lose_and_repeat_nothing() -> 
         await running.start("listener")
         await running.start("gateway")
         async with asyncio.TaskGroup() as group:
-            load = group.create_task(run_pgbench(running, seconds=6))
+            load = group.create_task(running.pgbench(SCRIPT, writers=WRITERS, seconds=6))
             for _ in range(2):
                 await asyncio.sleep(0.7)
                 await running.kill("listener")
@@ -92,5 +74,5 @@ async def test_a_killed_listener_and_a_killed_nats_lose_and_repeat_nothing() -> 
             await running.nats.start()
         await running.until_ready(running.gateway_url, running.services["gateway"], "gateway")
         async with oracle.socket_client(running.socket_url, "pg.shop.change.>", since="start") as (seen, arrived):
-            assert await assert_whole(running, source, seen, arrived) == load.result()
+            assert await assert_whole(running, source, seen, arrived) == load.result()[0]
         await source.close()

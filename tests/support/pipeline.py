@@ -67,6 +67,24 @@ class Pipeline:
         assert expect is None or child.returncode == expect, f"tocsin {' '.join(arguments)} ended with {child.returncode}:\n{text}"
         return text
 
+    async def pgbench(self, script: str, *, writers: int, seconds: int, prepared: bool = False) -> tuple[int, float]:
+        """(transactions that pgbench committed, transactions a second)"""
+        path = self.folder / "load.sql"
+        path.write_text(script)
+        child = await asyncio.create_subprocess_exec(
+            str(self.source.bin / "pgbench"),
+            *("-n", "-M", "prepared" if prepared else "simple", "-f", str(path), "-c", str(writers), "-j", "2", "-T", str(seconds), self.source_url),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={"LD_LIBRARY_PATH": str(self.source.bin.parent / "lib")},
+        )
+        output, _ = await child.communicate()
+        text = output.decode()
+        assert child.returncode == 0, text
+        processed = next(line for line in text.splitlines() if "actually processed" in line)
+        rate = next(line for line in text.splitlines() if line.startswith("tps"))
+        return int(processed.rsplit(":", 1)[1].split("/")[0]), float(rate.split()[2])
+
     async def start(self, service: str, *, ready: bool = True, name: str | None = None, **environment: str) -> asyncio.subprocess.Process:
         """Start `tocsin <service>`, and wait until its /readyz says so."""
         child = await process.start(
