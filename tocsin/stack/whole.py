@@ -58,10 +58,11 @@ class Whole:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._start_nats(), name="start nats")
             source = group.create_task(self._start_source(), name="start source")
-            proven = group.create_task(self._prove(source, begin), name="prove")
-            # On a small machine the rest would only hold up the first event.
-            group.create_task(self._start_demo(proven), name="start demo")
-            group.create_task(self._start_replica_and_checker(proven), name="start replica and checker")
+            # On a small machine two initdb at a time would only hold up the first event; the rest waits for it.
+            replica = group.create_task(self._start_replica(source), name="start replica")
+            ready = group.create_task(self._prove(source, replica, begin), name="prove")
+            group.create_task(self._start_demo(ready), name="start demo")
+            group.create_task(self._follow(ready), name="replicate and check")
 
     async def _start_nats(self) -> None:
         if self.plan.nats is not None:
@@ -82,12 +83,18 @@ class Whole:
                     await self.rooms.watch(connection, table, demo.ROUTES.get(table, ()))
         await self.supervisor.start("listener", self.plan.listener, rank=LISTENER)
 
-    async def _start_demo(self, proven: asyncio.Task[None]) -> None:
-        await proven
+    async def _start_replica(self, source: asyncio.Task[None]) -> None:
+        await source
+        if self.plan.replica is not None:
+            await self.supervisor.start("replica", self.plan.replica, rank=REPLICA)
+            await _create_database(self.plan.replica.url())
+
+    async def _start_demo(self, ready: asyncio.Task[None]) -> None:
+        await ready
         if self.demo:
             await self.supervisor.start("demo", self.plan.demo, rank=DEMO)
 
-    async def _prove(self, source: asyncio.Task[None], begin: float) -> None:
+    async def _prove(self, source: asyncio.Task[None], replica: asyncio.Task[None], begin: float) -> None:
         await source
         if self.plan.needs_token:
             for address in (self.plan.listener_address, self.plan.gateway_address):
@@ -96,23 +103,23 @@ class Whole:
         else:
             seconds = await proof.first_event(self.plan.source_url, self.plan.gateway_address, self.plan.prefix, self.plan.source_name)
             how = f"an event went from a commit to a WebSocket client in {seconds * 1000:.0f} ms"
+        await replica  # whoever reads `ready` may use every server that the banner names
         self.say(banner(self.plan, demo=self.demo))
         self.say(f"ready in {time.perf_counter() - begin:.1f} s: {how}")
 
-    async def _start_replica_and_checker(self, proven: asyncio.Task[None]) -> None:
-        await proven
+    async def _follow(self, ready: asyncio.Task[None]) -> None:
+        """Let the replica follow the demo's tables, and start the checker."""
+        await ready
         tables = demo.TABLES if self.demo else ()
         if self.plan.replica is not None:
             if not await self._can_be_replicated():
                 return
-            await self.supervisor.start("replica", self.plan.replica, rank=REPLICA)
-            await _create_database(self.plan.replica.url())
             if tables:
                 await self.rooms.replicate(self.plan.source_url, self.plan.replica_url, tables)
         await self.supervisor.start("check", self.plan.checker, rank=READERS)
         await proof.until_answers(self.plan.check_address)
         if self.plan.replica is not None:
-            what = f"{len(tables)} tables copied and following" if tables else "it runs; `tocsin replicate TABLE` lets it follow"
+            what = f"{len(tables)} tables copied and following" if tables else "it follows nothing yet; tocsin replicate TABLE"
             self.say(f"replica: {what}; the report is http://{self.plan.check_address}/")
 
     async def _can_be_replicated(self) -> bool:
