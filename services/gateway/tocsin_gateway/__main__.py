@@ -21,20 +21,21 @@ from tocsin_gateway.server import DeadlineProtocol, FrameProtocol
 log = structlog.get_logger("tocsin.gateway")
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
+async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None = None) -> None:
     """Serve until `stop`. Raises OperatorError for settings that can't be served."""
     access = _access(settings)
     check_exposure(settings.gateway_host, needs_token=access.needs_token, insecure=settings.insecure)
     sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
-    limits = Limits()
+    limits = limits or Limits()
     try:
         async with broker.connect(settings.nats_servers, name="tocsin-gateway") as link:
-            gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins)
+            gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins, trusts_names=settings.insecure)
             async with (
                 broker.announce(link.client, "tocsin-gateway", "Events to WebSockets and server-sent events", gateway.status),
                 asyncio.TaskGroup() as group,
             ):
                 running = group.create_task(gateway.run())
+                ending = group.create_task(_end_streams(stop, gateway))
                 log.info("gateway", address=f"http://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
                 await serve_http(
                     create_app(gateway),
@@ -51,8 +52,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     server_header=False,
                 )
                 running.cancel()
+                ending.cancel()
     finally:
         sock.close()
+
+
+async def _end_streams(stop: asyncio.Event, gateway: Gateway) -> None:
+    await stop.wait()
+    gateway.end_streams()
 
 
 def _access(settings: Settings) -> Access:

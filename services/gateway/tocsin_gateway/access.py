@@ -68,9 +68,11 @@ class Access:
                 issuer=self._issuer,
                 options={"require": required, "verify_aud": self._audience is not None},
             )
-        except jwt.PyJWTError as error:
+            grant = Grant(tuple(self._granted(claims.get("subscribe"))), float(claims["exp"]))
+            grant.expires_text  # noqa: B018  # raises for a time that no calendar has
+        except (jwt.PyJWTError, ValueError, OverflowError) as error:
             raise ProtocolError("unauthenticated", f"the token is refused: {error}") from None
-        return Grant(tuple(self._granted(claims.get("subscribe"))), float(claims["exp"]))
+        return grant
 
     def _granted(self, claim: object) -> Iterable[Pattern]:
         if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
@@ -92,15 +94,33 @@ def seconds_left(grant: Grant) -> float | None:
 def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
     """Whether a browser's page of this origin may connect: our own host's, or one on the list, as parsed origins.
 
-    No origin means no browser. `null` and what can't be parsed are refused.
+    No origin means no browser. `null`, what can't be parsed and what no browser writes, such as capitals, is refused.
     """
     if origin is None:
         return True
     asked = _origin(origin)
-    if asked is None:
+    if asked is None or origin != origin.lower():
         return False
     own = {_origin(f"{scheme}://{host}") for scheme in ("http", "https")} if host else set()
     return asked in own or asked in {_origin(text) for text in allowed}
+
+
+def host_allowed(host: str | None, allowed: Iterable[str]) -> bool:
+    """Whether a request to this host may be answered without a token: an address, localhost, or the host of an allowed origin.
+
+    A page of any site can make its own name lead to 127.0.0.1 (DNS rebinding) and would then be of our own origin; an address can't be faked so.
+    """
+    asked = _origin(f"http://{host}") if host else None
+    if asked is None:
+        return False
+    name = asked[1]
+    if name == "localhost" or name.endswith(".localhost") or name in {origin[1] for origin in map(_origin, allowed) if origin is not None}:
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _origin(text: str) -> tuple[str, str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -11,8 +12,9 @@ from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from tocsin_gateway import protocol
-from tocsin_gateway.access import Grant, origin_allowed, seconds_left
+from tocsin_gateway.access import Grant, seconds_left
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.limits import EVICT_SECONDS
 from tocsin_gateway.outbox import EXTENSION, QueueOutbox, SocketOutbox
 from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.session import Session
@@ -32,7 +34,8 @@ class Connection:
 
     async def serve(self) -> None:
         headers = self._socket.headers
-        if not origin_allowed(headers.get("origin"), headers.get("host"), self._gateway.origins):
+        if not self._gateway.welcomes(headers):
+            log.info("a page may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may", origin=headers.get("origin"), host=headers.get("host"))
             # Before accept, so that the handshake is answered with 403.
             await self._socket.close()
             return
@@ -50,7 +53,7 @@ class Connection:
                 self._set_timer(None)
                 self._gateway.close(session)
                 if sending is not None:
-                    sending.cancel()
+                    await self._finish(sending, outbox)
 
     def _outbox(self, tasks: asyncio.TaskGroup) -> tuple[SocketOutbox | QueueOutbox, asyncio.Task[None] | None]:
         writer: Any = (self._socket.scope.get("extensions") or {}).get(EXTENSION)
@@ -61,10 +64,18 @@ class Connection:
         return outbox, tasks.create_task(self._send_all(outbox))
 
     async def _send_all(self, outbox: QueueOutbox) -> None:
-        while (payload := await outbox.take()) is not None:
-            await self._socket.send_text(payload.decode())
-        code, reason = outbox.closing or (1000, "")
-        await self._socket.close(code, reason)
+        # Starlette raises RuntimeError for what is sent after the other end has closed.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            while (payload := await outbox.take()) is not None:
+                await self._socket.send_text(payload.decode())
+            code, reason = outbox.closing or (1000, "")
+            await self._socket.close(code, reason)
+
+    async def _finish(self, sending: asyncio.Task[None], outbox: SocketOutbox | QueueOutbox) -> None:
+        """Let the queue and the close frame out, if it was we who closed."""
+        if isinstance(outbox, QueueOutbox) and outbox.closing is not None:
+            await asyncio.wait((sending,), timeout=EVICT_SECONDS)
+        sending.cancel()
 
     def _begin(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
         """What the handshake already says: a token in its headers, subjects in its query."""
@@ -74,13 +85,18 @@ class Connection:
                 self._granted(session.authenticate(token), outbox)
             elif session.grant is None:
                 self._set_timer(self._gateway.limits.auth_seconds, outbox, Close.AUTH_TIMEOUT, "no token came in time")
-            for number, subject in enumerate(self._socket.query_params.getlist("subject")):
-                since = self._socket.query_params.get("since", "now")
-                session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
         except ProtocolError as problem:
-            self._tell(problem, outbox)
-            if problem.code == "unauthenticated":
-                outbox.close(Close.UNAUTHENTICATED, str(problem)[:100])
+            self._refuse(problem, outbox)
+            return
+        since = self._socket.query_params.get("since", "now")
+        for number, subject in enumerate(self._socket.query_params.getlist("subject")):
+            try:
+                session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
+            except ProtocolError as problem:
+                self._tell(problem, outbox)
+                if problem.code == "unauthenticated":
+                    outbox.close(Close.UNAUTHENTICATED, _close_reason(problem))
+                    return
 
     async def _receive(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
         while True:
@@ -106,8 +122,11 @@ class Connection:
         try:
             self._granted(session.authenticate(message.token), outbox)
         except ProtocolError as problem:
-            outbox.send(protocol.error(problem))
-            outbox.close(Close.UNAUTHENTICATED, str(problem)[:100])
+            self._refuse(problem, outbox)
+
+    def _refuse(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
+        self._tell(problem, outbox)
+        outbox.close(Close.UNAUTHENTICATED, _close_reason(problem))
 
     def _granted(self, grant: Grant, outbox: SocketOutbox | QueueOutbox) -> None:
         left = seconds_left(grant)
@@ -131,3 +150,8 @@ class Connection:
         self._refilled = now
         self._allowance -= 1
         return self._allowance >= 0
+
+
+def _close_reason(problem: ProtocolError) -> str:
+    """A close frame has room for 123 bytes."""
+    return str(problem).encode()[:120].decode(errors="ignore")

@@ -7,30 +7,47 @@ from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
 
 from tocsin import broker
 from tocsin.service import Readiness
-from tocsin_gateway.access import Access
+from tocsin_gateway.access import Access, host_allowed, origin_allowed
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import POSITION_SECONDS, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
+from tocsin_gateway.protocol import Close
 from tocsin_gateway.session import Session
 
 
 class Gateway:
-    """One worker's gateway. `run` belongs into the service's TaskGroup."""
+    """One worker's gateway. `run` belongs into the service's TaskGroup.
 
-    def __init__(self, link: broker.Link, stream: str, access: Access, limits: Limits, origins: tuple[str, ...]) -> None:
+    `trusts_names`: without a token, answer under every host name, not only under addresses, localhost and the allowed origins' hosts.
+    """
+
+    def __init__(self, link: broker.Link, stream: str, access: Access, limits: Limits, origins: tuple[str, ...], *, trusts_names: bool = False) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.hub = Hub(link, stream, self.metrics)
         self.access = access
         self.limits = limits
-        self.origins = origins
+        self._origins = origins
+        self._checks_host = not access.needs_token and not trusts_names
         self._link = link
         self._stream = stream
         self._sessions: dict[Session, str] = {}
+
+    def welcomes(self, headers: Headers) -> bool:
+        """Whether the page that a request comes from, if any, may connect."""
+        host = headers.get("host")
+        return origin_allowed(headers.get("origin"), host, self._origins) and (not self._checks_host or host_allowed(host, self._origins))
+
+    def end_streams(self) -> None:
+        """The process stops: end what has no close code of its own. uvicorn tells the WebSockets 1012."""
+        for session, kind in tuple(self._sessions.items()):
+            if kind == "sse":
+                session.close(Close.RESTARTING, "restarting: come back with your position")
 
     def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
         """A session of a connection; `kind` is websocket or sse."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -33,7 +34,9 @@ BATCH: Final = 1000
 PULL_SECONDS: Final = 30.0
 HEARTBEAT_SECONDS: Final = 2.0
 SILENCE_SECONDS: Final = 5.0
-REFRESH_SECONDS: Final = 20.0
+REFRESH_SECONDS: Final = 5.0
+VERIFY_SECONDS: Final = 1.0
+JOIN_SECONDS: Final = 5.0
 NARROW_SECONDS: Final = 5.0
 FLUSH_BYTES: Final = 64 << 10
 MAX_FILTERS: Final = 256
@@ -72,7 +75,7 @@ class Channel:
 class _Join:
     pattern: Pattern
     member: Member
-    on_joined: Callable[[Position], None]
+    on_joined: Callable[[Position], bool]
     done: asyncio.Future[Position]
 
 
@@ -92,7 +95,10 @@ class Hub:
         self._flush_scheduled = False
         self._dirty: dict[Channel, None] = {}
         self._patterns_changed = False
+        self._whole_to = 0  # nothing up to here was dropped before it was read
+        self._confirmed_to = 0  # the stream's end when it last confirmed `epoch`
         self.state: broker.StreamState | None = None
+        self.answers = False
         self.head = 0
         self.epoch = ""
 
@@ -102,25 +108,28 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        return self._link.connected.is_set() and self.state is not None
+        return self._link.connected.is_set() and self.answers and self.state is not None
 
-    async def join(self, pattern: Pattern, member: Member, on_joined: Callable[[Position], None]) -> Position:
+    async def join(self, pattern: Pattern, member: Member, on_joined: Callable[[Position], bool]) -> Position:
         """Every event of the pattern after the returned position goes to `member`.
 
-        `on_joined` is called with the position before the first of them. Raises Unavailable.
+        `on_joined` is called with the position before the first of them; False from it means that the member has gone.
+        Raises Unavailable, at the latest after JOIN_SECONDS.
         """
-        if not self.ready:
-            raise Unavailable(f"the stream {self._stream} can't be reached; is the listener running, and NATS?")
         join = _Join(pattern, member, on_joined, asyncio.get_running_loop().create_future())
         self._joins.append(join)
         self._wake.set()
         try:
-            return await join.done
-        except asyncio.CancelledError:
+            async with asyncio.timeout(JOIN_SECONDS):
+                return await join.done
+        except TimeoutError:
+            if join.done.done() and not join.done.cancelled():
+                return join.done.result()
+            raise Unavailable(f"the stream {self._stream} can't be reached; is the listener running, and NATS?") from None
+        finally:
             # Once `on_joined` was called, it is the member's to leave.
             if join in self._joins:
                 self._joins.remove(join)
-            raise
 
     def leave(self, pattern: Pattern, member: Member) -> None:
         channel = self._channels.get(pattern)
@@ -153,11 +162,13 @@ class Hub:
 
     async def run(self) -> None:
         """Follow the stream for ever, across every outage of NATS."""
+        pauses = retry.Pauses(longest=1.0)
         while True:
             async for attempt in retry.forever(Unavailable, broker.JetStreamError, longest=1.0):
                 with attempt:
                     await self._link.connected.wait()
                     await self._refresh()
+            began = time.monotonic()
             try:
                 await self._follow()
             except (ConsumerLost, Unavailable, broker.JetStreamError) as error:
@@ -165,6 +176,11 @@ class Hub:
                 self._metrics.consumer_resets.inc()
             finally:
                 await self._close_consumer()
+            if time.monotonic() - began > VERIFY_SECONDS:
+                pauses.reset()
+            else:
+                # Something refuses the consumer itself, and the stream's state does not show it.
+                await asyncio.sleep(pauses.next())
 
     async def _follow(self) -> None:
         """Returns by an exception only: ConsumerLost, Unavailable or JetStreamError."""
@@ -183,7 +199,7 @@ class Hub:
                 await self._pull()
             if self._joins:
                 await self._admit()
-            elif loop.time() - refreshed > REFRESH_SECONDS:
+            elif loop.time() - refreshed > (VERIFY_SECONDS if self.head > self._whole_to else REFRESH_SECONDS):
                 await self._refresh()
                 refreshed = loop.time()
             if self._patterns_changed:
@@ -210,6 +226,7 @@ class Hub:
             await self._refresh()
             new = [join.pattern for join in joins if not any(have.contains(join.pattern) for have in self._cover)]
             if new:
+                self._patterns_changed = True
                 await self._change_cover(_bounded(cover((*self._cover, *new))))
         except (Unavailable, broker.JetStreamError, ConsumerLost):
             # They are admitted once the stream is back; whoever waits may give up before.
@@ -225,40 +242,68 @@ class Hub:
                 self._channels.add(join.pattern, channel)
                 self._patterns_changed = True
             channel.members[join.member] = None
-            join.on_joined(self.position)
             join.done.set_result(self.position)
+            if not join.on_joined(self.position):
+                self.leave(join.pattern, join.member)
 
     async def _refresh(self) -> None:
-        """Learn the stream's state, and move `head` past what does not match, if nothing that matches is on its way."""
-        state = await broker.stream_state(self._link.client, self._stream)
+        """Learn the stream's state, and move `head` past what does not match, if nothing that matches is on its way.
+
+        Raises Unavailable, JetStreamError, ConsumerLost.
+        """
+        head, end = await self._learn()
+        consumer = self._consumer
+        if consumer is not None and consumer.lost is None:
+            pending, delivered = await consumer.pending()
+            read = pending == 0 and delivered <= consumer.consumer_sequence
+            if read or self.head > self._whole_to:
+                # Again, and after that: what was purged is not pending either.
+                head, _ = await self._learn()
+            self._check_whole(head)
+            if read and consumer.lost is None:
+                self.head = max(self.head, end)
+                self._whole_to = max(self._whole_to, end)
+        elif self._channels.patterns():
+            self._check_whole(head)
+        else:
+            self.head = self._whole_to = end
+
+    async def _learn(self) -> tuple[int, int]:
+        """Ask for the stream's state, and begin a new epoch where it says so; (the head before it, the stream's last sequence)."""
+        head = self.head
+        try:
+            state = await broker.stream_state(self._link.client, self._stream)
+        except (Unavailable, broker.JetStreamError):
+            self.answers = False
+            raise
         if state is None or state.epoch is None:
             self.state = None
             raise Unavailable(f"there is no stream {self._stream} yet; the listener makes it")
-        known, self.state = self.state, state
-        recreated = (known is not None and known.created != state.created) or state.last_sequence < self.head
+        known, self.state, self.answers = self.state, state, True
+        recreated = (known is not None and known.created != state.created) or state.last_sequence < head
         if self.epoch != state.epoch or recreated:
-            self._begin_epoch(state, recreated=recreated)
-        if self._consumer is not None and self._consumer.lost is None:
-            pending, delivered = await self._consumer.pending()
-            if pending == 0 and delivered <= self._consumer.consumer_sequence and self._consumer.lost is None:
-                self.head = max(self.head, state.last_sequence)
-        elif not self._channels.patterns():
-            self.head = state.last_sequence
-        if state.first_sequence > self.head + 1 and self._channels.patterns():
-            # The stream dropped what we have not read.
-            self.head = state.last_sequence
-            self._previous = None
-            self._reset_all("gap")
-            if self._consumer is not None:
-                raise ConsumerLost("the stream dropped events before they were read")
+            self._begin_epoch(state)
+        self._confirmed_to = state.last_sequence
+        return min(head, state.last_sequence), state.last_sequence
 
-    def _begin_epoch(self, state: broker.StreamState, *, recreated: bool) -> None:
+    def _check_whole(self, head: int) -> None:
+        """Tell everybody of a gap where the stream may have dropped events up to `head` before they were read."""
+        assert self.state is not None
+        if self.state.first_sequence <= self._whole_to + 1:
+            self._whole_to = max(self._whole_to, head)
+            return
+        self.head = self._whole_to = max(self.head, self.state.last_sequence)
+        self._previous = None
+        self._reset_all("gap")
+        if self._consumer is not None:
+            raise ConsumerLost("the stream dropped events, perhaps before they were read")
+
+    def _begin_epoch(self, state: broker.StreamState) -> None:
         first, self.epoch = not self.epoch, state.epoch or ""
         self._previous = None
-        if first or recreated:
-            self.head = state.last_sequence
+        self.head = self._whole_to = state.last_sequence
         if not first:
-            log.warning("the stream began a new epoch", epoch=self.epoch, recreated=recreated)
+            log.warning("the stream began a new epoch", epoch=self.epoch, head=self.head)
             if self._consumer is not None:
                 self._consumer.lost = ConsumerLost("the stream began a new epoch")
             self._reset_all("epoch")
@@ -302,7 +347,7 @@ class Hub:
         if event.sequence <= self.head:
             return
         if event.epoch != self.epoch:
-            raise ConsumerLost(f"a message of epoch {event.epoch} came while {self.epoch} was known")
+            self._adopt(event)
         self.head = event.sequence
         self._metrics.events.inc()
         original = previous if event.is_copy_of(previous) else None
@@ -320,6 +365,13 @@ class Hub:
         if self._dirty and not self._flush_scheduled:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
+
+    def _adopt(self, event: StreamEvent) -> None:
+        """A message of another epoch than the one we know. Raises ConsumerLost where the stream may have changed since we asked."""
+        if event.sequence > self._confirmed_to:
+            raise ConsumerLost(f"a message of epoch {event.epoch} came while {self.epoch} was known")
+        # The stream has confirmed the epoch since. A position is a place in the stream as it is now, also behind a leftover of before.
+        event.epoch = self.epoch
 
     def _share_out(self, channel: Channel, event: StreamEvent) -> None:
         channel.pending.append(event.framed)

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes in bytes, times in seconds, rates per second."""
+    """Sizes in bytes, times in seconds, rates per second. `replays` are those at once on one socket; more wait for their turn."""
 
     message_bytes: int = 65_536
     messages_per_second: int = 100

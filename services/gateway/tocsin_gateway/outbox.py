@@ -116,6 +116,7 @@ class QueueOutbox:
         self._filled = asyncio.Event()
         self.waiting = 0
         self.closing: tuple[int, str] | None = None
+        self.closed = asyncio.Event()
 
     def send(self, payload: bytes) -> None:
         if self.closing is not None:
@@ -125,6 +126,7 @@ class QueueOutbox:
         self._filled.set()
         if self.waiting > self._limit:
             self._queue.clear()
+            self.waiting = 0
             self.close(Close.TOO_SLOW, "too slow: come back with your position")
             self._on_evict()
 
@@ -133,6 +135,7 @@ class QueueOutbox:
 
     def close(self, code: int, reason: str) -> None:
         self.closing = self.closing or (code, reason)
+        self.closed.set()
         self._filled.set()
 
     async def take(self) -> bytes | None:

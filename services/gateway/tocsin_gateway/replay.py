@@ -33,10 +33,9 @@ class Hole(Exception):  # noqa: N818  # what the stream is found to have, not a 
 
 
 class Reader(Protocol):
-    """What a replay needs of its subscription."""
+    """What a replay needs of its subscription: `replay` returns once the client has room for more."""
 
-    def replayed(self, event: StreamEvent) -> None: ...
-    async def drained(self) -> None: ...
+    async def replay(self, event: StreamEvent) -> None: ...
 
 
 class Pages:
@@ -53,6 +52,12 @@ class Pages:
         self._previous: StreamEvent | None = None
         self._pending = 1
         self.after = after
+
+    async def rewind(self, after: int) -> None:
+        """Read again from there: what was read behind it was not handed out."""
+        await self.close()
+        self.after = after
+        self._previous = None
 
     async def close(self) -> None:
         if self._consumer is not None:
@@ -91,7 +96,7 @@ class Pages:
         if self._consumer.lost is not None:
             raise ConsumerLost(str(self._consumer.lost))
         state = await broker.stream_state(self._link.client, self._stream)
-        if state is None or state.epoch != self._epoch:
+        if state is None or state.epoch != self._epoch or state.last_sequence < begin:
             raise Hole("epoch")
         if state.first_sequence > begin + 1:
             raise Hole("gap")
@@ -101,6 +106,8 @@ class Pages:
     def _collect(self, event: StreamEvent, pending: int) -> None:
         previous, self._previous = self._previous, event
         self._pending = pending
+        # A position is a place in the stream as it is now, also for an event that was published before a failover.
+        event.epoch = self._epoch
         if event.sequence <= self.after or event.is_copy_of(previous):
             return
         self._page.append(event)
@@ -109,15 +116,14 @@ class Pages:
         self._changed.set()
 
 
-async def catch_up(pages: Pages, reader: Reader, *, until_near: Callable[[int], bool]) -> None:
-    """Hand out pages until `until_near(left)` says that the end is near."""
+async def catch_up(pages: Pages, reader: Reader, *, until_near: Callable[[int], bool]) -> int:
+    """Hand out pages until `until_near(left)` says that the end is near; how many events are left."""
     while True:
-        await reader.drained()
         page, left = await pages.next()
         for event in page:
-            reader.replayed(event)
+            await reader.replay(event)
         if until_near(left):
-            return
+            return left
 
 
 async def reach(pages: Pages, reader: Reader, position: Position) -> None:
@@ -127,7 +133,7 @@ async def reach(pages: Pages, reader: Reader, position: Position) -> None:
         for event in page:
             if event.sequence > position.sequence:
                 return
-            reader.replayed(event)
+            await reader.replay(event)
         if left == 0:
             return
 
@@ -140,5 +146,6 @@ async def start_of_age(link: broker.Link, stream: str, since: datetime) -> tuple
     await everything.open(since)
     before = everything.sequence
     await everything.close()
-    first = datetime.fromisoformat(state["first_ts"]) if state["messages"] else None
-    return before, state["first_seq"] <= 1 or first is None or first <= since
+    first, last = datetime.fromisoformat(state["first_ts"]), datetime.fromisoformat(state["last_ts"])
+    # The time of the last one stays known when it is dropped.
+    return before, state["first_seq"] <= 1 or last < since or (state["messages"] > 0 and first <= since)

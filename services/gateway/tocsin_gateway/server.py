@@ -1,20 +1,27 @@
 """uvicorn's protocols, with what a public gateway needs and ASGI has no words for.
 
 * `FrameProtocol` offers the ASGI extension `tocsin.frames`: raw frames straight to the transport, its buffer's size, abort.
-* `DeadlineProtocol` closes a connection whose request does not arrive in time; uvicorn alone waits for ever.
+  It also bounds what a client can make us keep or do without sending a message: pings, and empty fragments.
+* `DeadlineProtocol` closes a connection whose request does not arrive in time; uvicorn alone waits for ever. It offers the
+  ASGI extension `tocsin.abort`, for a response that nobody reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 from tocsin_gateway.limits import Limits
 from tocsin_gateway.outbox import EXTENSION
+from tocsin_gateway.protocol import Close
+
+ABORT: Final = "tocsin.abort"
+PINGS_PER_SECOND: Final = 100
 
 
 class _Writer:
@@ -49,11 +56,29 @@ class _Writer:
 class FrameProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the extension."""
 
+    _pings = 0
+    _pings_since = 0.0
+
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.close_sent:
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = _Writer(self)
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        now = self.loop.time()
+        if now - self._pings_since > 1:
+            self._pings, self._pings_since = 0, now
+        self._pings += 1
+        if self._pings > PINGS_PER_SECOND and not self.close_sent:
+            _Writer(self).close(Close.OVER_LIMIT, f"more than {PINGS_PER_SECOND} pings a second")
+            # Whoever floods us need not wait for what he does not read.
+            self.loop.call_soon(self.transport.abort)
+
+    def handle_cont(self, event: Frame) -> None:
+        if event.data or event.fin:
+            super().handle_cont(event)
 
 
 class DeadlineProtocol(HttpToolsProtocol):
@@ -63,15 +88,27 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(Limits().handshake_seconds, transport.abort)
+        self._begin_deadline()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin_deadline()
+        scope: Any = self.scope
+        scope["extensions"] = {ABORT: self.transport.abort}
 
     def on_headers_complete(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._end_deadline()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._end_deadline()
+        super().connection_lost(exc)
+
+    def _begin_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(Limits().handshake_seconds, self.transport.abort)
+
+    def _end_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        super().connection_lost(exc)
+            self._deadline = None

@@ -29,6 +29,10 @@ from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
 
 DRAIN_SECONDS: Final = 0.01
+FIRST_PAGE_SECONDS: Final = 5.0
+TURN_SECONDS: Final = 10.0
+BUFFER_OVERHEAD: Final = 256
+OLDEST: Final = timedelta(days=3650)
 
 
 class State(Enum):
@@ -36,12 +40,13 @@ class State(Enum):
     REPLAYING = auto()
     BUFFERING = auto()
     LIVE = auto()
+    ENDED = auto()
 
 
 class Subscription:
-    """`after` is the stream sequence up to which the client has everything."""
+    """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering."""
 
-    __slots__ = ("after", "buffer", "buffer_bytes", "id", "json_id", "overflowed", "pattern", "state", "task")
+    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "state", "task")
 
     def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
         self.id = id
@@ -52,6 +57,7 @@ class Subscription:
         self.buffer: deque[StreamEvent] = deque()
         self.buffer_bytes = 0
         self.overflowed = False
+        self.hole: Reason | None = None
         self.task: asyncio.Task[None] | None = None
 
 
@@ -73,6 +79,8 @@ class Session:
         self._attached: dict[Pattern, list[Subscription]] = {}
         self._gathered: list[Subscription] = []
         self._sharing: Pattern | None = None
+        self._last: StreamEvent | None = None
+        self._turns = asyncio.Semaphore(limits.replays)
         self.grant: Grant | None = access.anonymous()
 
     @property
@@ -85,9 +93,14 @@ class Session:
         return len(self._subscriptions)
 
     def authenticate(self, token: str) -> Grant:
-        """Raises ProtocolError unauthenticated."""
+        """Raises ProtocolError unauthenticated. Subscriptions that a new token does not allow end with an error."""
         self.grant = self._access.authenticate(token)
         self._outbox.send(protocol.authenticated(self.grant.expires_text))
+        for subscription in tuple(self._subscriptions.values()):
+            try:
+                self.grant.check(subscription.pattern, subscription.id)
+            except ProtocolError as problem:
+                self._end_with(subscription, problem)
         return self.grant
 
     def handle(self, message: protocol.ClientMessage) -> None:
@@ -128,6 +141,16 @@ class Session:
         self._outbox.send(protocol.unsubscribed(id))
         self._share()
 
+    def _end_with(self, subscription: Subscription, problem: ProtocolError) -> None:
+        self._unshare()
+        self._drop(subscription)
+        self._tell_error(problem)
+        self._share()
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection from our side."""
+        self._outbox.close(code, reason)
+
     def end(self) -> None:
         """The connection is over."""
         self._unshare()
@@ -160,116 +183,146 @@ class Session:
                 live.append(subscription)
             elif subscription.state is State.BUFFERING and not subscription.overflowed:
                 subscription.buffer.append(event)
-                subscription.buffer_bytes += len(event.body) + 256
+                subscription.buffer_bytes += len(event.body) + BUFFER_OVERHEAD
                 subscription.overflowed = subscription.buffer_bytes > JOIN_BUFFER_BYTES
-        if live:
+        if live and not event.is_copy_of(self._last):
+            self._last = event
             self._metrics.frames.inc()
-            if self.all_live:
+            # A copy may be for some only of those whose pattern it matches: the others had the original before they resumed.
+            if self.all_live and not (event.copy and len(self._subscriptions) > 1):
                 self._outbox.send_event(event)
             else:
                 self._outbox.send(event.addressed([subscription.json_id for subscription in live]))
 
     def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None:
         for subscription in self._attached.get(pattern, ()):
-            subscription.after = position.sequence
             if subscription.state is State.LIVE:
+                subscription.after = position.sequence
                 self._tell_subscribed(subscription, position, reason)
             else:
-                subscription.overflowed = True
+                subscription.hole = reason
 
     # One subscription's life.
 
     async def _run(self, subscription: Subscription, since: protocol.Since) -> None:
         try:
-            start, reason = await self._start(since)
-            if start is not None:
+            start = await self._start(since)
+            while isinstance(start, Position):
                 try:
                     await self._replay(subscription, start)
                 except Hole as hole:
-                    reason = hole.reason
+                    # What `start` means moves on with a stream that drops its oldest events all the time.
+                    again = since == "start" and subscription.state is State.JOINING
+                    start = await self._start(since) if again else hole.reason
                 else:
                     return
-            await self._go_live(subscription, reason)
+            await self._go_live(subscription, start)
         except (Unavailable, broker.JetStreamError) as error:
-            self._drop(subscription, cancel=False)
-            self._tell_error(ProtocolError("unavailable", str(error), subscription.id))
+            self._end_with(subscription, ProtocolError("unavailable", str(error), subscription.id))
+        except ProtocolError as problem:
+            self._end_with(subscription, problem)
 
-    async def _start(self, since: protocol.Since) -> tuple[int | None, Reason | None]:
-        """(the sequence to replay after, or None to begin now; why the asked place can't be served)"""
+    async def _start(self, since: protocol.Since) -> Position | Reason | None:
+        """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
         if since == "now":
-            return None, None
-        if isinstance(since, timedelta):
-            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - since)
-            return (before, None) if whole else (None, "expired")
+            return None
         state = await broker.stream_state(self._link.client, self._stream)
-        if state is None:
+        if state is None or state.epoch is None:
             raise Unavailable(f"there is no stream {self._stream}")
+        if isinstance(since, timedelta):
+            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - min(since, OLDEST))
+            return Position(state.epoch, before) if whole else "expired"
         first = max(state.first_sequence, 1)
         if since == "start":
-            return first - 1, None
+            return Position(state.epoch, first - 1)
         assert isinstance(since, Position)
         if since.epoch != state.epoch or since.sequence > state.last_sequence:
-            return None, "epoch"
-        if since.sequence + 1 < first:
-            return None, "expired"
-        return since.sequence, None
+            return "epoch"
+        return "expired" if since.sequence + 1 < first else since
 
     async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
-        def joined(position: Position) -> None:
+        def joined(position: Position) -> bool:
+            if subscription.state is State.ENDED:
+                return self._still_member(subscription.pattern)
             subscription.after = position.sequence
             subscription.state = State.LIVE
             self._attach(subscription)
             self._tell_subscribed(subscription, position, reason)
             self._share()
+            return True
 
         await self._hub.join(subscription.pattern, self, joined)
 
-    async def _replay(self, subscription: Subscription, start: int) -> None:
-        subscription.after = start
-        subscription.state = State.REPLAYING
-        pages = Pages(self._link, self._stream, subscription.pattern, self._hub.epoch, start)
-        reader = _Reader(self, subscription, self._metrics)
+    async def _replay(self, subscription: Subscription, start: Position) -> None:
+        """Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            message = f"{self._limits.replays} replays at once are allowed on one socket; try again when one has reached the present"
+            raise ProtocolError("limit", message, subscription.id) from None
+        subscription.after = start.sequence
+        pages = Pages(self._link, self._stream, subscription.pattern, start.epoch, start.sequence)
         self._metrics.replays.inc()
         try:
-            first = await pages.next()
-            self._tell_subscribed(subscription, Position(self._hub.epoch, start), None)
-            reader.take(first[0])
-            near = first[1] < REPLAY_PAGE
-            while True:
-                if not near:
-                    await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
-                near = False
-                if await self._join_buffered(subscription, pages, reader):
-                    return
+            try:
+                async with asyncio.timeout(FIRST_PAGE_SECONDS):
+                    page, left = await pages.next()
+            except TimeoutError:
+                raise Unavailable("the stream can't be read at the moment; try again in a second") from None
+            subscription.state = State.REPLAYING
+            self._tell_subscribed(subscription, start, None)
+            reader = _Reader(self, subscription, self._metrics)
+            for event in page:
+                await reader.replay(event)
+            while left >= REPLAY_PAGE or not await self._join_buffered(subscription, pages, reader, start.epoch):
+                left = await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
         finally:
+            self._turns.release()
             self._metrics.replays.dec()
             await pages.close()
 
-    async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader) -> bool:
-        """True once the subscription is live; False where the buffer overflowed, and the replay has to go on."""
+    async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader, epoch: str) -> bool:
+        """True once the subscription is live; False where the replay has to go on. Raises Hole."""
 
-        def joined(_position: Position) -> None:
+        def joined(_position: Position) -> bool:
+            if subscription.state is State.ENDED:
+                return self._still_member(subscription.pattern)
             subscription.state = State.BUFFERING
             subscription.buffer.clear()
-            subscription.buffer_bytes, subscription.overflowed = 0, False
+            subscription.buffer_bytes, subscription.overflowed, subscription.hole = 0, False, None
             self._attach(subscription)
+            return True
 
-        epoch = self._hub.epoch
-        position = await self._hub.join(subscription.pattern, self, joined)
-        await reach(pages, reader, position)
-        if subscription.overflowed or self._hub.epoch != epoch:
-            self._detach(subscription)
-            subscription.state = State.REPLAYING
-            if self._hub.epoch != epoch:
+        try:
+            position = await self._hub.join(subscription.pattern, self, joined)
+        except Unavailable:
+            return False  # an outage; the client has been told `subscribed`, so we go on when it is over
+        try:
+            if position.epoch != epoch:
                 raise Hole("epoch")
-            return False
-        for event in subscription.buffer:
-            if event.sequence > subscription.after:
-                reader.replayed(event)
-        subscription.buffer.clear()
-        subscription.state = State.LIVE
-        self._share()
-        return True
+            await reach(pages, reader, position)
+            while subscription.buffer:
+                event = subscription.buffer.popleft()
+                subscription.buffer_bytes -= len(event.body) + BUFFER_OVERHEAD
+                if event.sequence > subscription.after:
+                    await reader.replay(event)
+            if subscription.hole is not None:
+                raise Hole(subscription.hole)
+            if not subscription.overflowed:
+                subscription.state = State.LIVE
+                self._share()
+                return True
+        finally:
+            if subscription.state is State.BUFFERING:
+                self._detach(subscription)
+                subscription.state = State.REPLAYING
+        await pages.rewind(max(subscription.after, position.sequence))
+        return False
+
+    def _still_member(self, pattern: Pattern) -> bool:
+        """Whether the hub must still ask us for the pattern's events, though the subscription that joined has ended."""
+        return pattern in self._attached and self._sharing != pattern
 
     def _attach(self, subscription: Subscription) -> None:
         self._attached.setdefault(subscription.pattern, []).append(subscription)
@@ -282,10 +335,13 @@ class Session:
                 del self._attached[subscription.pattern]
                 self._hub.leave(subscription.pattern, self)
 
-    def _drop(self, subscription: Subscription, *, cancel: bool = True) -> None:
+    def _drop(self, subscription: Subscription) -> None:
+        if subscription.state is State.ENDED:
+            return
+        subscription.state = State.ENDED
         del self._subscriptions[subscription.id]
         self._metrics.subscriptions.dec()
-        if cancel and subscription.task is not None:
+        if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
         self._detach(subscription)
 
@@ -314,15 +370,18 @@ class Session:
         self._metrics.errors.labels(problem.code).inc()
         self._outbox.send(protocol.error(problem))
 
-    def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
-        """One event of a replay."""
-        subscription.after = event.sequence
-        self._outbox.send(event.addressed([subscription.json_id]))
-
     async def drained(self) -> None:
         """Returns once the client has taken most of what was sent."""
         while self._outbox.waiting > self._limits.outbox_bytes // 4:
             await asyncio.sleep(DRAIN_SECONDS)
+
+    async def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
+        """One event of a replay, once the client has taken most of what was sent before."""
+        await self.drained()
+        if subscription.state is State.ENDED:
+            raise asyncio.CancelledError
+        subscription.after = event.sequence
+        self._outbox.send(event.addressed([subscription.json_id]))
 
 
 class _Reader:
@@ -333,13 +392,6 @@ class _Reader:
         self._subscription = subscription
         self._metrics = metrics
 
-    def take(self, page: list[StreamEvent]) -> None:
-        for event in page:
-            self.replayed(event)
-
-    def replayed(self, event: StreamEvent) -> None:
+    async def replay(self, event: StreamEvent) -> None:
         self._metrics.replayed.inc()
-        self._session.send_replayed(self._subscription, event)
-
-    async def drained(self) -> None:
-        await self._session.drained()
+        await self._session.send_replayed(self._subscription, event)

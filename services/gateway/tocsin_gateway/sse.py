@@ -12,11 +12,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from tocsin_gateway import protocol
-from tocsin_gateway.access import origin_allowed, seconds_left
+from tocsin_gateway.access import seconds_left
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.limits import EVICT_SECONDS
 from tocsin_gateway.outbox import QueueOutbox
-from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.protocol import Close, ProtocolError
+from tocsin_gateway.server import ABORT
 from tocsin_gateway.session import Session
 
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -39,10 +41,16 @@ class EventOutbox:
 
     def send(self, payload: bytes) -> None:
         name, place = _OP.search(payload), _POSITION.search(payload)
+        if b"\n" in payload or b"\r" in payload:
+            # White space between JSON's tokens, as a column of type json may hold it; here it would end the line.
+            payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
         lines = [b"event: " + (name[1] if name else b"message")]
         if place is not None and self.may_resume:
             lines.append(b"id: " + place[1])
         self.queue.send(b"\n".join((*lines, b"data: " + payload, b"", b"")))
+        if name is not None and name[1] == b"error":
+            # An event stream can't ask again; its client comes back by itself.
+            self.queue.close(Close.RESTARTING, "a subscription failed")
 
     def send_event(self, event: StreamEvent) -> None:
         self.send(event.payload)
@@ -70,16 +78,28 @@ class EventStream(Response):
                 except ProtocolError as problem:
                     self._gateway.metrics.errors.labels(problem.code).inc()
                     body = {"code": problem.code, "message": str(problem)}
-                    await JSONResponse(body, _STATUS.get(problem.code, 400))(scope, receive, send)
+                    headers = {**self._cross_origin(), **({"retry-after": "1"} if problem.code == "unavailable" else {})}
+                    await JSONResponse(body, _STATUS.get(problem.code, 400), headers)(scope, receive, send)
                     return
-                await self._send(session, outbox, expires, send)
+                sending = tasks.create_task(self._send(session, outbox, expires, send))
+                await outbox.queue.closed.wait()
+                await asyncio.wait((sending,), timeout=EVICT_SECONDS)
+                if not sending.done() and (abort := (scope.get("extensions") or {}).get(ABORT)) is not None:
+                    abort()
+                sending.cancel()
             finally:
                 watching.cancel()
                 self._gateway.close(session)
 
+    def _cross_origin(self) -> dict[str, str]:
+        """So that the browser lets a page of an allowed origin read what it may."""
+        origin = self._request.headers.get("origin")
+        allowed = origin is not None and self._gateway.welcomes(self._request.headers)
+        return {"access-control-allow-origin": origin, "vary": "origin"} if allowed and origin is not None else {}
+
     def _subscribe(self, session: Session, outbox: EventOutbox) -> float | None:
         request = self._request
-        if not origin_allowed(request.headers.get("origin"), request.headers.get("host"), self._gateway.origins):
+        if not self._gateway.welcomes(request.headers):
             raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token:
@@ -94,7 +114,8 @@ class EventStream(Response):
         return None if session.grant is None else seconds_left(session.grant)
 
     async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS.items())})
+        cross_origin = [(name.encode(), value.encode()) for name, value in self._cross_origin().items()]
+        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS.items(), *cross_origin]})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(expires):
                 while True:
@@ -107,8 +128,8 @@ class EventStream(Response):
                         break
                     outbox.may_resume = outbox.may_resume or session.all_live
                     await send({"type": "http.response.body", "body": payload, "more_body": True})
-        with contextlib.suppress(OSError):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        outbox.close(1000, "the token has expired")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _until_gone(self, receive: Receive, outbox: EventOutbox) -> None:
         while (await receive())["type"] != "http.disconnect":
