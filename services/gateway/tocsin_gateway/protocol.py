@@ -76,7 +76,7 @@ def decode(text: str | bytes) -> ClientMessage:
         message: ClientMessage = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, ping", _id_of(text)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ProtocolError("bad-message", f"this is not a JSON object: {error}") from None
     return message
 
@@ -84,7 +84,7 @@ def decode(text: str | bytes) -> ClientMessage:
 def _id_of(text: str | bytes) -> str | None:
     try:
         found = _loose.decode(text).get("id")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
     return found if isinstance(found, str) and len(found) <= MAX_ID else None
 
