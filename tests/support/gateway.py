@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from tocsin.settings import Settings
 from tocsin.stack.process import free_port
 from tocsin_gateway.__main__ import serve
+from tocsin_gateway.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,15 @@ class RunningGateway:
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(nats_url: str, source: str, *, ready: bool = True, port: int | None = None, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def running_gateway(
+    nats_url: str, source: str, *, ready: bool = True, port: int | None = None, limits: Limits | None = None, **settings: Any
+) -> AsyncIterator[RunningGateway]:
     """Served in this process's loop for as long as the context lasts."""
     running = RunningGateway(port or free_port())
     stop = asyncio.Event()
     chosen = Settings(nats_url=nats_url, source=source, gateway_port=running.port, **settings)
     async with asyncio.TaskGroup() as group:
-        group.create_task(serve(chosen, stop))
+        group.create_task(serve(chosen, stop, limits))
         try:
             if ready:
                 await running.until_ready()

@@ -16,7 +16,7 @@ from tocsin_gateway.access import Access, check_exposure
 from tocsin_gateway.app import create_app
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import Limits
-from tocsin_gateway.server import DeadlineProtocol, FrameProtocol
+from tocsin_gateway.server import FrameProtocol, with_deadline
 
 log = structlog.get_logger("tocsin.gateway")
 
@@ -42,7 +42,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     sock,
                     stop,
                     ws=FrameProtocol,
-                    http=DeadlineProtocol,
+                    http=with_deadline(limits.handshake_seconds),
                     ws_max_size=limits.message_bytes,
                     ws_per_message_deflate=False,
                     ws_ping_interval=20.0,

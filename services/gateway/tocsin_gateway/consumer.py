@@ -24,7 +24,7 @@ from tocsin.subject import Pattern
 from tocsin_gateway.frames import StreamEvent
 
 _SECOND: Final = 1_000_000_000
-IDLE_SECONDS: Final = 30
+IDLE_SECONDS: Final = 10
 
 Deliver = Callable[[StreamEvent, int], None]
 """Called with an event and the number of messages that JetStream still has for this consumer."""
@@ -77,12 +77,16 @@ class Consumer:
         else:
             config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": max(start, 1)}
         request = {"stream_name": self._stream, "config": config, "action": "create"}
-        answer = await broker.api(self._client, f"CONSUMER.CREATE.{self._stream}.{self._name}", request)
-        self.sequence = answer["delivered"]["stream_seq"]
         try:
+            answer = await broker.api(self._client, f"CONSUMER.CREATE.{self._stream}.{self._name}", request)
+            self.sequence = answer["delivered"]["stream_seq"]
             self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
         except nats.errors.Error as error:
             raise Unavailable(f"NATS does not take a subscription: {error}") from error
+        except BaseException:
+            # JetStream may have made it all the same.
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Stop at once; what was on its way is ignored."""

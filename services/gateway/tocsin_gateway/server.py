@@ -82,8 +82,9 @@ class FrameProtocol(WebSocketsSansIOProtocol):
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with a deadline for the request's head."""
+    """uvicorn's HTTP protocol with a deadline for the request's head, in seconds."""
 
+    seconds = Limits().handshake_seconds
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -106,9 +107,18 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _begin_deadline(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(Limits().handshake_seconds, self.transport.abort)
+            self._deadline = self.loop.call_later(self.seconds, self.transport.abort)
 
     def _end_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def with_deadline(limit: float) -> type[DeadlineProtocol]:
+    """The protocol with another deadline."""
+
+    class Protocol(DeadlineProtocol):
+        seconds = limit
+
+    return Protocol

@@ -7,12 +7,8 @@ asked event by event; while one of its subscriptions replays, its frames say in 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from datetime import UTC, datetime, timedelta
-from enum import Enum, auto
 from typing import Final
-
-import msgspec
 
 from tocsin import broker
 from tocsin.errors import Unavailable
@@ -27,38 +23,13 @@ from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+from tocsin_gateway.subscription import State, Subscription
 
 DRAIN_SECONDS: Final = 0.01
 FIRST_PAGE_SECONDS: Final = 5.0
 TURN_SECONDS: Final = 10.0
 BUFFER_OVERHEAD: Final = 256
 OLDEST: Final = timedelta(days=3650)
-
-
-class State(Enum):
-    JOINING = auto()
-    REPLAYING = auto()
-    BUFFERING = auto()
-    LIVE = auto()
-    ENDED = auto()
-
-
-class Subscription:
-    """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering."""
-
-    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "state", "task")
-
-    def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
-        self.id = id
-        self.json_id = msgspec.json.encode(id)
-        self.pattern = pattern
-        self.state = State.JOINING
-        self.after = 0
-        self.buffer: deque[StreamEvent] = deque()
-        self.buffer_bytes = 0
-        self.overflowed = False
-        self.hole: Reason | None = None
-        self.task: asyncio.Task[None] | None = None
 
 
 class Session:
@@ -270,7 +241,7 @@ class Session:
                     page, left = await pages.next()
             except TimeoutError:
                 raise Unavailable("the stream can't be read at the moment; try again in a second") from None
-            subscription.state = State.REPLAYING
+            subscription.enter(State.REPLAYING)
             self._tell_subscribed(subscription, start, None)
             reader = _Reader(self, subscription, self._metrics)
             for event in page:
@@ -310,7 +281,7 @@ class Session:
             if subscription.hole is not None:
                 raise Hole(subscription.hole)
             if not subscription.overflowed:
-                subscription.state = State.LIVE
+                subscription.enter(State.LIVE)
                 self._share()
                 return True
         finally:
@@ -378,8 +349,7 @@ class Session:
     async def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
         """One event of a replay, once the client has taken most of what was sent before."""
         await self.drained()
-        if subscription.state is State.ENDED:
-            raise asyncio.CancelledError
+        subscription.enter(subscription.state)
         subscription.after = event.sequence
         self._outbox.send(event.addressed([subscription.json_id]))
 

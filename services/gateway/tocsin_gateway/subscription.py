@@ -1,0 +1,45 @@
+"""What is known of one subscription of a client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum, auto
+
+import msgspec
+
+from tocsin.subject import Pattern
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.protocol import Reason
+
+
+class State(Enum):
+    JOINING = auto()
+    REPLAYING = auto()
+    BUFFERING = auto()
+    LIVE = auto()
+    ENDED = auto()
+
+
+class Subscription:
+    """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering."""
+
+    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "state", "task")
+
+    def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
+        self.id = id
+        self.json_id = msgspec.json.encode(id)
+        self.pattern = pattern
+        self.state = State.JOINING
+        self.after = 0
+        self.buffer: deque[StreamEvent] = deque()
+        self.buffer_bytes = 0
+        self.overflowed = False
+        self.hole: Reason | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def enter(self, state: State) -> None:
+        """Raises CancelledError where it has ended: before Python 3.12 asyncio.wait_for, which nats-py uses, can swallow a task's cancellation."""
+        if self.state is State.ENDED:
+            raise asyncio.CancelledError
+        self.state = state
