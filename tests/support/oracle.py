@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 from nats.aio.client import Client
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from tocsin.event import COPY, MSG_ID
 
@@ -67,29 +68,37 @@ async def journal_ids(source: asyncpg.Connection) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def socket_client(url: str, subject: str, since: str = "now") -> AsyncIterator[tuple[Seen, asyncio.Event]]:
-    """A plain WebSocket client that collects in the background; the event is set whenever something has arrived."""
-    seen, arrived = Seen(), asyncio.Event()
-    async with connect(url, compression=None, max_size=None, open_timeout=10) as socket:
-        await socket.send(msgspec.json.encode({"op": "subscribe", "id": "a", "subject": subject, "since": since}).decode())
-        while True:
-            frame = msgspec.json.decode(await asyncio.wait_for(socket.recv(), 10))
-            if frame["op"] == "subscribed":
-                break
-            assert frame["op"] == "welcome", frame
+    """A plain WebSocket client that collects in the background; the event is set whenever something has arrived.
 
-        async def collect() -> None:
-            async for text in socket:
-                frame = msgspec.json.decode(text)
-                if frame["op"] == "event":
-                    seen.events.append(frame["event"])
-                    arrived.set()
+    It comes back with its position when it is closed, as every client should: on a busy machine it may be found too slow.
+    """
+    seen, arrived, live = Seen(), asyncio.Event(), asyncio.Event()
+    position = since
 
-        async with asyncio.TaskGroup() as group:
-            collecting = group.create_task(collect())
-            try:
-                yield seen, arrived
-            finally:
-                collecting.cancel()
+    async def collect() -> None:
+        nonlocal position
+        async for socket in connect(url, compression=None, max_size=None, open_timeout=10):
+            with contextlib.suppress(ConnectionClosed):
+                await socket.send(msgspec.json.encode({"op": "subscribe", "id": "a", "subject": subject, "since": position}).decode())
+                async for text in socket:
+                    frame = msgspec.json.decode(text)
+                    assert frame["op"] != "error", frame
+                    if frame["op"] == "subscribed":
+                        assert frame["recovered"], frame
+                        live.set()
+                    if frame["op"] == "event":
+                        seen.events.append(frame["event"])
+                        arrived.set()
+                    position = frame.get("position", position)
+
+    async with asyncio.TaskGroup() as group:
+        collecting = group.create_task(collect())
+        async with asyncio.timeout(20):
+            await live.wait()
+        try:
+            yield seen, arrived
+        finally:
+            collecting.cancel()
 
 
 async def until_count(seen: Seen, arrived: asyncio.Event, count: int, *, patience: float = 30) -> None:
