@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -12,7 +13,9 @@ import asyncpg
 from tocsin.errors import OperatorError
 from tocsin.postgres import without_password
 from tocsin.sql import load_queries
+from tocsin_check import selection
 from tocsin_check.names import TableName, literal, quoted, slot_name
+from tocsin_check.selection import ALL, Selection
 
 _SQL: Final = load_queries("tocsin_check", "replication.sql")
 _CATALOG: Final = load_queries("tocsin_check", "catalog.sql")
@@ -68,7 +71,15 @@ async def identity_of(connection: asyncpg.Connection) -> str:
         return str(await connection.fetchval("SELECT pg_postmaster_start_time()::text || current_setting('port')"))
 
 
-async def check(source: asyncpg.Connection, replica: asyncpg.Connection, tables: list[TableName], address: str, name: str) -> Plan:
+async def slot_of(replica: asyncpg.Connection) -> str:
+    """The slot's name for this replica: the same from run to run, another for every other database."""
+    database = await replica.fetchval("SELECT current_database()")
+    return slot_name(database, hashlib.sha256(f"{await identity_of(replica)}/{database}".encode()).hexdigest())
+
+
+async def check(
+    source: asyncpg.Connection, replica: asyncpg.Connection, tables: list[TableName], address: str, name: str, selections: Mapping[TableName, Selection]
+) -> Plan:
     """Raises OperatorError that lists everything that would fail. `address` is the source's URL as the replica dials it."""
     problems = Problems()
     facts, copy_facts = await source.fetchrow(_SQL["source_facts"]), await replica.fetchrow(_SQL["replica_facts"])
@@ -78,7 +89,7 @@ async def check(source: asyncpg.Connection, replica: asyncpg.Connection, tables:
     if same_server and facts["database"] == copy_facts["database"]:
         problems.add("the source and the replica are the same database", "point TOCSIN_REPLICA_URL at the copy")
         problems.raise_any()
-    slot = slot_name(copy_facts["database"], hashlib.sha256(f"{await identity_of(replica)}/{copy_facts['database']}".encode()).hexdigest())
+    slot = await slot_of(replica)
     has_subscription = await replica.fetchrow(_SQL["subscription"], name) is not None
     has_slot = await source.fetchrow(_SQL["slot"], slot) is not None
     await _source(source, facts, problems, address, needs_slot=not has_slot)
@@ -88,12 +99,13 @@ async def check(source: asyncpg.Connection, replica: asyncpg.Connection, tables:
     for table in tables:
         await _table(source, table, problems)
         if table not in subscribed:
-            await _copy(source, replica, table, problems)
+            await _copy(source, replica, table, selections.get(table, ALL), problems)
         elif subscribed[table] != name:
             problems.add(
                 f"{table} already comes to the replica by the subscription {subscribed[table]}",
                 f'leave it out, or: ALTER SUBSCRIPTION "{subscribed[table]}" … without it',
             )
+    await selection.check(source, selections, list(published), name, problems)
     problems.raise_any()
     if not has_subscription:
         await _reachable(replica, address, name)
@@ -181,7 +193,7 @@ def _has_identity(row: Any) -> bool:
     return bool(identity == "f" or (identity == "d" and row["has_primary_key"]) or (identity == "i" and row["has_identity_index"]))
 
 
-async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: TableName, problems: Problems) -> None:
+async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: TableName, selected: Selection, problems: Problems) -> None:
     """A table that the replica already has must take the rows: every column there, and nothing in it."""
     theirs = await replica.fetchrow(_CATALOG["resolve_table"], *table)
     ours = await source.fetchrow(_CATALOG["resolve_table"], *table)
@@ -191,7 +203,15 @@ async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: 
         problems.add(f"{table} is {_KINDS.get(theirs['relkind'], 'not a table')} on the replica", "rename it there; a table has to take its place")
         return
     there = {row["attname"] for row in await replica.fetch(_CATALOG["columns"], theirs["oid"])}
-    missing = [row["attname"] for row in await source.fetch(_CATALOG["columns"], ours["oid"]) if not row["attgenerated"] and row["attname"] not in there]
+    columns = [row["attname"] for row in await source.fetch(_CATALOG["columns"], ours["oid"]) if not row["attgenerated"]]
+    wanted = [name for name in columns if selected.columns is None or name in selected.columns]
+    missing = [name for name in wanted if name not in there]
+    required = [row["attname"] for row in await replica.fetch(_SQL["required_columns"], theirs["oid"]) if row["attname"] not in wanted]
+    if required:
+        problems.add(
+            f"{table} on the replica demands a value for {', '.join(required)}, which is not replicated",
+            f"ALTER TABLE {table.sql} ALTER COLUMN {quoted(required[0])} DROP NOT NULL; on the replica, or give it a default",
+        )
     if missing:
         problems.add(
             f"{table} on the replica lacks {', '.join(missing)}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +13,9 @@ import asyncpg
 from tocsin import postgres
 from tocsin.errors import OperatorError
 from tocsin.sql import load_queries
-from tocsin_check import preflight, schema_copy, sessions
+from tocsin_check import preflight, schema_copy, selection, sessions
 from tocsin_check.names import TableName, literal, quoted
+from tocsin_check.selection import ALL, Selection
 
 NAME: Final = "tocsin"
 """The publication's and the subscription's name."""
@@ -29,7 +30,7 @@ _ERRORS_TOLERATED: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`phase` is schema, publication, slot, subscription, copy or done. In copy: rows of `table` so far, and about how many there are."""
+    """`phase` is schema, publication, slot, subscription, copy or done. In copy: rows of `table` so far, about how many there are, and which are complete."""
 
     phase: str
     table: str | None = None
@@ -37,6 +38,7 @@ class Progress:
     estimate: int = 0
     tables_done: int = 0
     tables: int = 0
+    copied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,12 @@ async def replicate(
     source_url_from_replica: str | None = None,
     on_progress: OnProgress | None = None,
     patience: float | None = None,
+    where: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> Replicated:
     """Replicate `tables` (names as people type them; `schema.*` for all of a schema; none for every table of the database).
+
+    `where` (a condition in SQL) and `columns` choose what of a table is replicated; they need exactly one table.
 
     Returns when every table's initial copy is complete. What is replicated already stays as it is. Raises OperatorError, before
     anything is changed, with all that would fail; Unavailable for a server that does not answer; TimeoutError after
@@ -73,24 +79,35 @@ async def replicate(
         replica = await sessions.open_builder(replica_url, sessions.REPLICA_SETTING)
         try:
             async with asyncio.timeout(patience):
-                return await _replicate(source, replica, tables, source_url_from_replica or source_url, report)
+                return await _replicate(
+                    source, replica, tables, source_url_from_replica or source_url, report, Selection(where, tuple(columns) if columns is not None else None)
+                )
         finally:
             await postgres.close(replica)
     finally:
         await postgres.close(source)
 
 
-async def _replicate(source: asyncpg.Connection, replica: asyncpg.Connection, wanted: Sequence[str], address: str, report: OnProgress) -> Replicated:
+async def _replicate(
+    source: asyncpg.Connection, replica: asyncpg.Connection, wanted: Sequence[str], address: str, report: OnProgress, selected: Selection
+) -> Replicated:
     # Subscribing needs every published table on the replica, so those of earlier runs are looked after, too.
     published = [TableName(*row) for row in await source.fetch(_SQL["published"], NAME)]
-    tables = list(dict.fromkeys([*await resolve(source, wanted), *(table for table in published if table != MARKER_TABLE)]))
-    plan = await preflight.check(source, replica, tables, address, NAME)
+    asked = await resolve(source, wanted)
+    if selected and len(asked) != 1:
+        raise OperatorError(
+            f"--where and --columns need exactly one table; {len(asked)} are named", "tocsin replicate TABLE --where … --columns …, once for each"
+        )
+    selections = {asked[0]: selected} if selected else {}
+    tables = list(dict.fromkeys([*asked, *(table for table in published if table != MARKER_TABLE)]))
+    plan = await preflight.check(source, replica, tables, address, NAME, selections)
     report(Progress("schema", tables=len(tables)))
     for connection in (source, replica):
         await connection.execute(_MARKER["create"])
-    copied = await schema_copy.copy_tables(source, replica, tables)
+    listed = await selection.published_columns(source, NAME) | {table: chosen.columns for table, chosen in selections.items() if chosen.columns is not None}
+    copied = await schema_copy.copy_tables(source, replica, tables, listed)
     report(Progress("publication", tables=len(tables)))
-    await _publish(source, [MARKER_TABLE, *tables], plan)
+    await _publish(source, [MARKER_TABLE, *tables], plan, selections)
     if plan.has_subscription:
         # The source may have moved; the worker goes on undisturbed where the address is the same.
         await replica.execute(f"ALTER SUBSCRIPTION {quoted(NAME)} CONNECTION {literal(address)}")
@@ -140,12 +157,12 @@ async def _resolve_one(source: asyncpg.Connection, text: str) -> TableName:
     return TableName(schema, name) if dot else TableName("public", text)
 
 
-async def _publish(source: asyncpg.Connection, tables: list[TableName], plan: preflight.Plan) -> None:
+async def _publish(source: asyncpg.Connection, tables: list[TableName], plan: preflight.Plan, selections: Mapping[TableName, Selection]) -> None:
     if not plan.has_publication:
-        listed = ", ".join(table.sql for table in tables)
+        listed = ", ".join(selections.get(table, ALL).sql(table) for table in tables)
         await source.execute(f"CREATE PUBLICATION {quoted(NAME)} FOR TABLE {listed} WITH (publish_via_partition_root = true)")
         return
-    missing = [table.sql for table in tables if table not in plan.published]
+    missing = [selections.get(table, ALL).sql(table) for table in tables if table not in plan.published]
     if missing:
         await source.execute(f"ALTER PUBLICATION {quoted(NAME)} ADD TABLE {', '.join(missing)}")
 
@@ -185,7 +202,8 @@ async def _until_copied(source: asyncpg.Connection, replica: asyncpg.Connection,
             if table not in estimates:
                 estimates[table] = max(0, await source.fetchval("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass($1)", table.sql) or 0)
             oid = await replica.fetchval("SELECT to_regclass($1)::oid", table.sql)
-            report(Progress("copy", str(table), rows.get(oid, 0), estimates[table], len(states) - len(open_), len(states)))
+            copied = frozenset(str(name) for name, state in states.items() if state == "r")
+            report(Progress("copy", str(table), rows.get(oid, 0), estimates[table], len(copied), len(states), copied))
         errors = await _sync_errors(replica) - errors_at_start
         if errors > _ERRORS_TOLERATED:
             raise OperatorError(

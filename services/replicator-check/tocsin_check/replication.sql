@@ -54,3 +54,42 @@ SELECT relid::oid AS oid, tuples_processed FROM pg_stat_progress_copy WHERE datn
 
 -- name: subscription_errors
 SELECT apply_error_count, sync_error_count FROM pg_stat_subscription_stats WHERE subname = $1
+
+-- name: column_lists
+SELECT n.nspname, c.relname,
+       ARRAY(SELECT a.attname::text FROM unnest(r.prattrs::int2[]) AS listed(num) JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = listed.num ORDER BY a.attnum) AS columns
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = $1 AND r.prattrs IS NOT NULL
+
+-- name: selection_facts
+-- Of a table in the publication $1: which columns its row filter reads, which its replica identity has (every one where it is full),
+-- and whether the publication $2 has it with the same filter and columns.
+SELECT ARRAY(SELECT a.attname::text FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+             WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid AND d.refobjid = r.prrelid AND d.refobjsubid > 0
+               AND pg_get_expr(r.prqual, r.prrelid) ~ ('\m' || regexp_replace(a.attname, '\W', '.', 'g') || '\M')) AS filtered_by,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (c.relreplident = 'f' OR a.attnum = ANY (
+                 SELECT unnest(i.indkey::int2[]) FROM pg_index i
+                 WHERE i.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END))) AS identity,
+       EXISTS (SELECT FROM pg_publication_rel o JOIN pg_publication p ON p.oid = o.prpubid
+               WHERE p.pubname = $2 AND o.prrelid = c.oid AND o.prattrs IS NOT DISTINCT FROM r.prattrs
+                 AND pg_get_expr(o.prqual, o.prrelid) IS NOT DISTINCT FROM pg_get_expr(r.prqual, r.prrelid)) AS unchanged
+FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.pubname = $1 AND n.nspname = $3 AND c.relname = $4
+
+-- name: other_slots
+-- Slots of other replicas that tocsin replicate made in this database.
+SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'tocsin\_%' AND slot_name <> $1
+
+-- name: sync_slots
+SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'pg\_' || $1::text || '\_sync\_%'
+
+-- name: leftovers
+-- What tocsin replicate made in a source database.
+SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1) AS publication, to_regnamespace('tocsin_check') IS NOT NULL AS markers,
+       ARRAY(SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'tocsin\_%') AS slots
+
+-- name: required_columns
+-- Columns that an inserted row must bring along.
+SELECT a.attname::text FROM pg_attribute a
+WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = ''

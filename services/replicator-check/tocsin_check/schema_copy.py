@@ -7,6 +7,7 @@ not have them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,11 +26,20 @@ class Copied:
 
     made: list[TableName] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    columns: dict[TableName, frozenset[str]] = field(default_factory=dict)
+
+    def has(self, table: TableName, column: str) -> bool:
+        return table not in self.columns or column in self.columns[table]
 
 
-async def copy_tables(source: asyncpg.Connection, replica: asyncpg.Connection, tables: list[TableName]) -> Copied:
-    """Create what is missing on the replica, all of it or nothing. Raises OperatorError with PostgreSQL's reason."""
-    copied = Copied()
+async def copy_tables(
+    source: asyncpg.Connection, replica: asyncpg.Connection, tables: list[TableName], columns: Mapping[TableName, Sequence[str]] | None = None
+) -> Copied:
+    """Create what is missing on the replica, all of it or nothing. Raises OperatorError with PostgreSQL's reason.
+
+    `columns` names, for tables that are not replicated whole, the columns that the replica gets.
+    """
+    copied = Copied(columns={table: frozenset(names) for table, names in (columns or {}).items()})
     async with replica.transaction():
         for table in tables:
             oid = await source.fetchval("SELECT to_regclass($1)::oid", table.sql)
@@ -53,7 +63,7 @@ async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: 
         await replica.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(table.schema)}")
         await _types(source, replica, oid)
         await _sequences(source, replica, oid)
-        await replica.execute(await _definition(source, table, oid, partition_of))
+        await replica.execute(await _definition(source, table, oid, partition_of, copied))
         copied.made.append(table)
         await _additions(source, replica, table, oid, copied)
     for child in await source.fetch(_SQL["partitions"], oid):
@@ -63,12 +73,12 @@ async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: 
         await _indexes(source, replica, table, oid, copied)
 
 
-async def _definition(source: asyncpg.Connection, table: TableName, oid: int, partition_of: str) -> str:
+async def _definition(source: asyncpg.Connection, table: TableName, oid: int, partition_of: str, copied: Copied) -> str:
     key = await source.fetchval(_SQL["partition_key"], oid)
     partitioned = f" PARTITION BY {key}" if key else ""
     if partition_of:
         return f"CREATE TABLE {table.sql} {partition_of}{partitioned}"
-    columns = [_column(row) for row in await source.fetch(_SQL["columns"], oid)]
+    columns = [_column(row) for row in await source.fetch(_SQL["columns"], oid) if copied.has(table, row["attname"])]
     return f"CREATE TABLE {table.sql} ({', '.join(columns)}){partitioned}"
 
 
@@ -89,12 +99,12 @@ async def _additions(source: asyncpg.Connection, replica: asyncpg.Connection, ta
     """Constraints and defaults. A replica works without a default or a check, so one that it can't have is only noted."""
     for row in await source.fetch(_SQL["constraints"], oid):
         statement = f"ALTER TABLE {table.sql} ADD CONSTRAINT {quoted(row['conname'])} {row['definition']}"
-        if row["contype"] in "pu":
+        if row["contype"] == "p" or (row["contype"] == "u" and table not in copied.columns):
             await replica.execute(statement)
         else:
             await _attempt(replica, statement, f"constraint {row['conname']} of {table}", copied)
     for row in await source.fetch(_SQL["columns"], oid):
-        if row["expression"] and not row["attgenerated"]:
+        if row["expression"] and not row["attgenerated"] and copied.has(table, row["attname"]):
             statement = f"ALTER TABLE {table.sql} ALTER COLUMN {quoted(row['attname'])} SET DEFAULT {row['expression']}"
             await _attempt(replica, statement, f"default of {table}.{row['attname']}", copied)
 
