@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -70,6 +70,32 @@ async def connect(servers: list[str], *, name: str, pending_bytes: int = 8 << 20
 
     Raises OperatorError for a URL that can't be one. At the end what was published is flushed, for at most 2 s.
     """
+    link, establish = _prepare(servers, name, pending_bytes)
+    await establish()
+    try:
+        yield link
+    finally:
+        await _end(link.client)
+
+
+@contextlib.asynccontextmanager
+async def connecting(servers: list[str], *, name: str, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
+    """Like `connect`, but there before the server is: wait for `connected` before the first use of `client`.
+
+    Raises an ExceptionGroup with OperatorError for a URL that can't be one.
+    """
+    link, establish = _prepare(servers, name, pending_bytes)
+    async with asyncio.TaskGroup() as group:
+        establishing = group.create_task(establish())
+        try:
+            yield link
+        finally:
+            establishing.cancel()
+            await _end(link.client)
+
+
+def _prepare(servers: list[str], name: str, pending_bytes: int) -> tuple[Link, Callable[[], Coroutine[Any, Any, None]]]:
+    """A link, and what connects it for the first time."""
     client = Client()
     link = Link(client)
     shown = ", ".join(server.rpartition("@")[2] for server in servers)
@@ -92,33 +118,36 @@ async def connect(servers: list[str], *, name: str, pending_bytes: int = 8 << 20
         link.connected.set()
         log.info("NATS is back", server=shown)
 
-    try:
-        await client.connect(
-            servers,
-            name=name,
-            error_cb=on_error,
-            disconnected_cb=on_disconnect,
-            reconnected_cb=on_reconnect,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; passed to sleep as it is
-            connect_timeout=3,
-            ping_interval=3,
-            max_outstanding_pings=2,
-            pending_size=pending_bytes,
-            drain_timeout=2,
-        )
-    except (ValueError, nats.errors.Error) as error:
-        raise OperatorError(f"TOCSIN_NATS_URL={shown!r}: {error}", "write it as nats://host:4222, several separated by commas", exit_code=2) from error
-    link.connected.set()
-    try:
-        yield link
-    finally:
-        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-            async with asyncio.timeout(2):
-                if client.is_connected:
-                    await client.flush(1)
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await client.close()
+    async def establish() -> None:
+        try:
+            await client.connect(
+                servers,
+                name=name,
+                error_cb=on_error,
+                disconnected_cb=on_disconnect,
+                reconnected_cb=on_reconnect,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; passed to sleep as it is
+                connect_timeout=3,
+                ping_interval=3,
+                max_outstanding_pings=2,
+                pending_size=pending_bytes,
+                drain_timeout=2,
+            )
+        except (ValueError, nats.errors.Error) as error:
+            raise OperatorError(f"TOCSIN_NATS_URL={shown!r}: {error}", "write it as nats://host:4222, several separated by commas", exit_code=2) from error
+        link.connected.set()
+
+    return link, establish
+
+
+async def _end(client: Client) -> None:
+    with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+        async with asyncio.timeout(2):
+            if client.is_connected:
+                await client.flush(1)
+    with contextlib.suppress(nats.errors.Error, OSError):
+        await client.close()
 
 
 async def api(client: Client, subject: str, request: Mapping[str, Any] | None = None, *, wait: float = API_TIMEOUT) -> dict[str, Any]:

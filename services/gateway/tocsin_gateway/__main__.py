@@ -28,13 +28,11 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
     sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
     limits = limits or Limits()
     try:
-        async with broker.connect(settings.nats_servers, name="tocsin-gateway") as link:
+        async with broker.connecting(settings.nats_servers, name="tocsin-gateway") as link:
             gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins, trusts_names=settings.insecure)
-            async with (
-                broker.announce(link.client, "tocsin-gateway", "Events to WebSockets and server-sent events", gateway.status),
-                asyncio.TaskGroup() as group,
-            ):
+            async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
+                announcing = group.create_task(_announce(link, gateway))
                 ending = group.create_task(_end_streams(stop, gateway))
                 log.info("gateway", address=f"http://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
                 await serve_http(
@@ -52,9 +50,16 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     server_header=False,
                 )
                 running.cancel()
+                announcing.cancel()
                 ending.cancel()
     finally:
         sock.close()
+
+
+async def _announce(link: broker.Link, gateway: Gateway) -> None:
+    await link.connected.wait()
+    async with broker.announce(link.client, "tocsin-gateway", "Events to WebSockets and server-sent events", gateway.status):
+        await asyncio.Event().wait()
 
 
 async def _end_streams(stop: asyncio.Event, gateway: Gateway) -> None:
