@@ -11,7 +11,7 @@ import pytest
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tocsin.subject import Pattern
-from tocsin_gateway import replay, session
+from tocsin_gateway import consumer, replay, session
 
 
 def expected(stream: Stream, pattern: str, position: str) -> list[int]:
@@ -78,24 +78,36 @@ async def test_clients_that_come_with_any_since_under_load_have_every_event_once
             group.create_task(client(number))
 
 
-async def test_a_change_of_the_cover_is_no_hole_and_no_repeat_for_who_listens_already(gateway: RunningGateway, stream: Stream) -> None:
-    """Others come and go with other patterns, so the gateway's consumer is made anew many times under load."""
+async def test_a_change_of_the_cover_is_no_hole_and_no_repeat_for_who_listens_already(
+    gateway: RunningGateway, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others come with patterns that nobody had before, so the gateway's consumer is made anew again and again under load."""
     chance = random.Random(7)
     done = asyncio.Event()
+    opened: list[int] = []
+    real = consumer.Consumer.open
+
+    async def open_at(self: consumer.Consumer, start: Any) -> None:
+        opened.append(start)
+        await real(self, start)
+
+    monkeypatch.setattr(consumer.Consumer, "open", open_at)
 
     async def load() -> None:
         for number in range(150):
             # In any order, so that a new consumer may well begin on an event that the listeners want.
-            subjects = [stream.subject(), stream.subject("orders", "insert", str(number % 9)), stream.subject("customers")]
+            subjects = [stream.subject(), stream.subject("orders", "insert", str(number)), stream.subject("customers")]
             await stream.publish(*chance.sample(subjects, 3))
             await asyncio.sleep(0.005)
         done.set()
 
     async def churn(number: int) -> None:
+        turn = 0
         while not done.is_set():
+            turn += 1
             async with peer(gateway) as other:
-                await other.subscribe(stream.subject("orders", "insert", str(chance.randrange(9))) if number else f"pg.{stream.source}.change.>")
-                await asyncio.sleep(chance.random() * 0.05)
+                await other.subscribe(stream.subject("orders", "insert", f"{number}-{turn}"))
+                await asyncio.sleep(chance.random() * 0.02)
 
     async def listener() -> None:
         async with peer(gateway) as one:
@@ -109,6 +121,9 @@ async def test_a_change_of_the_cover_is_no_hole_and_no_repeat_for_who_listens_al
         group.create_task(load())
         for number in range(4):
             group.create_task(churn(number))
+    wanted = set(expected(stream, stream.subject(), stream.position(0)))
+    assert len(opened) > 20
+    assert wanted & set(opened)
 
 
 async def test_subscriptions_that_come_and_go_on_one_socket_lose_and_repeat_nothing(gateway: RunningGateway, stream: Stream) -> None:
