@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from fastapi import FastAPI, Query, Request, WebSocket
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from tocsin import __version__
+from tocsin.api_page import POLICY, api_page
 from tocsin.service import add_health
 from tocsin_gateway.connection import Connection
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.sse import EventStream
 
 STATIC: Final = Path(__file__).parent / "static"
-POLICY: Final = "; ".join(
+CONSOLE_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -29,12 +31,18 @@ POLICY: Final = "; ".join(
         "form-action 'none'",
     )
 )
-HEADERS: Final = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+HEADERS: Final = {"content-security-policy": CONSOLE_POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 def create_app(gateway: Gateway) -> FastAPI:
     """The application of one gateway; nothing runs in its lifespan."""
-    app = FastAPI(title="Tocsin gateway", version=__version__, description="Live events of PostgreSQL, by subject. The WebSocket's messages: /asyncapi.json")
+    app = FastAPI(
+        title="Tocsin gateway",
+        version=__version__,
+        description="Live events of PostgreSQL, by subject. The WebSocket's messages: /asyncapi.json",
+        docs_url=None,  # FastAPI's own page loads its scripts from another host
+        redoc_url=None,
+    )
     add_health(app, gateway.registry, gateway.readiness)
 
     @app.websocket("/ws")
@@ -60,6 +68,11 @@ def create_app(gateway: Gateway) -> FastAPI:
     @app.get("/asyncapi.json", summary="The WebSocket's messages, as AsyncAPI 3", response_class=FileResponse, tags=["events"])
     async def asyncapi() -> FileResponse:
         return FileResponse(STATIC / "asyncapi.json", media_type="application/json")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        page = api_page(app.openapi(), msgspec.json.decode((STATIC / "asyncapi.json").read_bytes()))
+        return HTMLResponse(page, headers={"content-security-policy": POLICY})
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
