@@ -82,7 +82,10 @@ async def site() -> AsyncIterator[Site]:
 
 async def until_unready(gateway: RunningGateway, *, patience: float) -> None:
     async with httpx.AsyncClient(base_url=gateway.url) as client, asyncio.timeout(patience):
-        while (await client.get("/readyz")).status_code != 503:
+        while True:
+            with contextlib.suppress(httpx.ConnectError):
+                if (await client.get("/readyz")).status_code == 503:
+                    break
             await asyncio.sleep(0.05)
         assert (await client.get("/healthz")).status_code == 200
 
@@ -167,6 +170,45 @@ async def test_a_stream_that_vanishes_for_a_while_is_unavailable_and_then_anothe
         assert (before, told["recovered"], told["reason"]) == ([], False, "epoch")
         await site.publish(site.stream.subject())
         assert [frame["position"] for frame in await client.events(1)] == [site.stream.position(1)]
+
+
+async def test_events_dropped_during_an_outage_are_a_gap_that_is_told_also_when_none_of_them_is_pending(site: Site) -> None:
+    """What a purge took is not pending either: the consumer alone would look as if it had everything."""
+    async with TcpProxy(site.server.port) as proxy, running_gateway(f"nats://127.0.0.1:{proxy.port}", SOURCE) as gateway, peer(gateway) as client:
+        await client.subscribe(site.stream.subject())
+        await site.publish(site.stream.subject())
+        await client.events(1)
+        proxy.refuse = True
+        proxy.cut()
+        for _ in range(50):
+            await site.publish(site.stream.subject())
+        await site.stream.purge(keep=0)
+        proxy.refuse = False
+        told, before = await client.until("subscribed", patience=30)
+        assert ([frame for frame in before if frame["op"] == "event"], told["recovered"], told["reason"]) == ([], False, "gap")
+        assert told["position"] == site.stream.position(51)
+        await site.publish(site.stream.subject())
+        assert numbers(await client.events(1)) == [52]
+
+
+async def test_a_nats_user_without_rights_leaves_the_gateway_unready_and_says_why() -> None:
+    """NATS refuses asynchronously: nobody may be told `subscribed` meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="tocsin-", ignore_cleanup_errors=True) as name:
+        users = '{user: poor, password: p, permissions: {publish: {allow: ["nothing"]}, subscribe: {allow: ["_INBOX.>", "$SRV.>"]}}}, {user: rich, password: p}'
+        server = NatsServer(Path(name) / "nats", free_port(), extra=f"authorization {{ users: [{users}] }}")
+        await server.start()
+        publisher = Client()
+        await publisher.connect(server.url.replace("//", "//rich:p@"))
+        try:
+            await make_stream(publisher, SOURCE)
+            async with running_gateway(server.url.replace("//", "//poor:p@"), SOURCE, ready=False) as gateway:
+                await until_unready(gateway, patience=5)
+                async with peer(gateway) as client:
+                    answer = await client.subscribe("pg.>")
+                    assert (answer["op"], answer["code"]) == ("error", "unavailable")
+        finally:
+            await publisher.close()
+            await server.stop()
 
 
 @dataclass(slots=True)
