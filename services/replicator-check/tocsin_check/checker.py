@@ -20,6 +20,7 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin_check import inventory, report, sessions
 from tocsin_check.audit import OnBlock, Outcome, Sides, TableAudit
 from tocsin_check.fence import Fence, Lagging
+from tocsin_check.findings import CounterWatch
 from tocsin_check.ledger import Ledger
 from tocsin_check.report import Report
 from tocsin_check.table import Comparable, Unauditable
@@ -104,6 +105,7 @@ class Checker:
         self._audits: dict[str, Audit] = {}
         self._hashable: dict[str, bool] = {}
         self._replication = report.ReplicationReport()
+        self._counters = CounterWatch()
         self._waiting_since: float | None = None
         self._last_lag: float | None = None
         self._beat: float | None = None
@@ -227,7 +229,7 @@ class Checker:
         """Read both catalogs; afterwards the report has the findings, and an entry for each replicated table."""
         taken = await inventory.take(sides.source, sides.replica, self._hashable)
         self._trouble = None
-        self._replication = report.replication_report(taken.facts)
+        self._replication = report.replication_report(taken.facts, self._counters.look(taken.facts, time.monotonic()))
         self.ledger.keep(str(table.name) for table in taken.tables)
         for table in taken.tables:
             if isinstance(table, Unauditable):

@@ -45,6 +45,8 @@ async def take(source: asyncpg.Connection, replica: asyncpg.Connection, hashable
         subscribed=tuple(s for s in subscribed if s.subscription in ours),
         source=on_source,
         replica=on_replica,
+        versions=(await _version(source), await _version(replica)),
+        writers=await _writers(replica, tables, subscriptions),
         partial_publications=tuple(row["name"] for row in await source.fetch(_SQL["publications"], names) if not row["all_ops"]),
     )
     await _probe(source, replica, [*on_source.values(), *on_replica.values()], hashable)
@@ -61,10 +63,23 @@ async def _subscriptions(replica: asyncpg.Connection, slots: dict[str, Slot]) ->
         counters = json.loads(row["counters"]) if row["counters"] else {}
         errors = {name: value for name, value in counters.items() if name.startswith("confl_") or name.endswith("_error_count")}
         found.append(
-            Subscription(row["oid"], row["name"], row["enabled"], row["worker"], row["slot"], tuple(row["publications"]), errors, row["skip_lsn"] or "0/0")
+            Subscription(
+                row["oid"], row["name"], row["enabled"], row["worker"], row["slot"], tuple(row["publications"]), errors, row["skip_lsn"] or "0/0", row["owner"]
+            )
         )
     here = [s for s in found if s.slot in slots]
     return here or found
+
+
+async def _version(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT current_setting('server_version_num')"))
+
+
+async def _writers(replica: asyncpg.Connection, tables: Sequence[TableName], subscriptions: Sequence[Subscription]) -> dict[str, tuple[TableName, ...]]:
+    rows = await replica.fetch(_SQL["tables"], [table.sql for table in tables if table.schema != "tocsin_check"])
+    names = {row["oid"]: next(table for table in tables if table.sql == row["asked"]) for row in rows}
+    found = await replica.fetch(_SQL["writers"], list(names), [s.owner for s in subscriptions])
+    return {row["role"]: tuple(sorted(names[oid] for oid in row["tables"])) for row in found if row["tables"]}
 
 
 def _published(row: Any) -> Published:
@@ -92,6 +107,8 @@ async def _tables(connection: asyncpg.Connection, tables: Sequence[TableName]) -
             has_primary_key=row["has_primary_key"],
             readable=row["readable"],
             partitions=tuple(row["partitions"]),
+            required=tuple(row["required"]),
+            firing=tuple(row["firing"]),
             columns=columns[row["oid"]],
             key=keys.get(row["oid"], ()),
             sequences=sequences[row["oid"]],

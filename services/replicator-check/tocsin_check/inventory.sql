@@ -2,14 +2,14 @@
 
 -- name: subscriptions
 SELECT s.oid, s.subname AS name, s.subenabled AS enabled, s.subslotname AS slot, s.subpublications AS publications,
-       to_jsonb(s) ->> 'subskiplsn' AS skip_lsn,
+       s.subskiplsn::text AS skip_lsn, s.subowner::bigint AS owner,
        EXISTS (SELECT FROM pg_stat_subscription w WHERE w.subid = s.oid AND w.relid IS NULL AND w.pid IS NOT NULL) AS worker,
        (SELECT to_jsonb(e) FROM pg_stat_subscription_stats e WHERE e.subid = s.oid) AS counters
 FROM pg_subscription s WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY s.subname
 
 -- name: subscriptions_14
-SELECT s.oid, s.subname AS name, s.subenabled AS enabled, s.subslotname AS slot, s.subpublications AS publications, NULL::text AS skip_lsn,
+SELECT s.oid, s.subname AS name, s.subenabled AS enabled, s.subslotname AS slot, s.subpublications AS publications, NULL::text AS skip_lsn, s.subowner::bigint AS owner,
        EXISTS (SELECT FROM pg_stat_subscription w WHERE w.subid = s.oid AND w.relid IS NULL AND w.pid IS NOT NULL) AS worker, NULL::jsonb AS counters
 FROM pg_subscription s WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 ORDER BY s.subname
@@ -35,8 +35,23 @@ SELECT pubname AS name, pubinsert AND pubupdate AND pubdelete AND pubtruncate AS
 SELECT asked.name AS asked, c.oid, c.relkind::text AS kind, c.relreplident::text AS identity,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_primary_key,
        ARRAY(SELECT h.inhrelid::regclass::text FROM pg_inherits h WHERE h.inhparent = c.oid AND c.relkind = 'p' ORDER BY 1) AS partitions,
+       ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '') AS required,
+       ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('A', 'R')
+             UNION ALL SELECT r.rulename::text FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN ('A', 'R') ORDER BY 1) AS firing,
        has_table_privilege(c.oid, 'SELECT') AS readable
 FROM unnest($1::text[]) AS asked(name) JOIN pg_class c ON c.oid = to_regclass(asked.name)
+
+-- name: writers
+-- Who may change one of the tables $1 besides its owner and the roles $2, by a right of its own: PUBLIC is 0. Predefined roles come last.
+SELECT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(g.grantee)::text END AS role, array_agg(DISTINCT c.oid::bigint) AS tables
+FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) g
+WHERE c.oid = ANY ($1::oid[]) AND g.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE') AND g.grantee <> c.relowner AND g.grantee <> ALL ($2::oid[])
+GROUP BY g.grantee
+UNION ALL
+SELECT m.rolname::text, ARRAY(SELECT unnest($1::oid[])::bigint) FROM pg_roles m JOIN pg_roles w ON w.rolname = 'pg_write_all_data'
+WHERE m.oid <> w.oid AND NOT m.rolsuper AND pg_has_role(m.oid, w.oid, 'USAGE') AND m.oid <> ALL ($2::oid[])
+ORDER BY 1
 
 -- name: columns
 -- base is the type behind domains; native says that PostgreSQL itself defines it and that its hash does not go by object ids.
@@ -75,9 +90,13 @@ ORDER BY i.indrelid, i.indisprimary DESC, i.indisreplident DESC, i.indexrelid
 
 -- name: sequences
 -- Sequences that the tables' columns own or draw from, with what they gave last.
-SELECT DISTINCT n.nspname AS schema, c.relname AS name, d.refobjid AS "table", pg_sequence_last_value(c.oid) AS last_value
-FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S' JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjid = ANY ($1::oid[])
+SELECT n.nspname AS schema, c.relname AS name, used."table", pg_sequence_last_value(c.oid) AS last_value
+FROM (SELECT d.objid AS sequence, d.refobjid AS "table" FROM pg_depend d
+      WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND d.refobjid = ANY ($1::oid[])
+      UNION
+      SELECT d.refobjid, a.adrelid FROM pg_attrdef a JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid
+      WHERE d.refclassid = 'pg_class'::regclass AND a.adrelid = ANY ($1::oid[])) AS used
+JOIN pg_class c ON c.oid = used.sequence AND c.relkind = 'S' JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 1, 2
 
 -- name: has_hash

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from tocsin_check.coverage import Facts, Finding, findings
+from tocsin_check.coverage import Facts
+from tocsin_check.findings import Finding, Rising, findings
 from tocsin_check.names import TableName
 from tocsin_check.reading import KeyPart
 from tocsin_check.verdict import Key
@@ -108,16 +109,16 @@ def aged(table: TableReport, *, now: datetime, lag: float | None, reachable: boo
     return table
 
 
-def replication_report(facts: Facts | None) -> ReplicationReport:
+def replication_report(facts: Facts | None, rising: Rising | None = None) -> ReplicationReport:
     if facts is None:
         return ReplicationReport()
     subscription = next(iter(facts.subscriptions), None)
     slot = facts.slots.get(subscription.slot or "") if subscription else None
     return ReplicationReport(
         slot=asdict(slot) if slot else {},
-        subscription={k: v for k, v in asdict(subscription).items() if k != "oid"} if subscription else {},
+        subscription={k: v for k, v in asdict(subscription).items() if k not in ("oid", "owner")} if subscription else {},
         uncovered=list(facts.uncovered),
-        findings=[_finding(f) for f in findings(facts)],
+        findings=[_finding(f) for f in findings(facts, rising)],
     )
 
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tocsin_check.coverage import MARKER, Facts, Published, Slot, Subscribed, Subscription, TableFacts, findings
+from tocsin_check.coverage import MARKER, Facts, Published, Slot, Subscribed, Subscription, TableFacts
+from tocsin_check.findings import CounterWatch, findings
 from tocsin_check.names import TableName
 from tocsin_check.report import EXIT_CODES, WORST_FIRST, FindingReport, Status, TableReport, aged, overall
 from tocsin_check.table import ColumnFacts, Comparable, Unauditable, compare_table
@@ -58,12 +59,24 @@ def test_a_healthy_pair_has_no_finding_and_can_be_compared() -> None:
         (changed(subscriptions=()), "no-subscription"),
         (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, enabled=False),)), "disabled"),
         (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, worker=False),)), "no-worker"),
-        (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, counters={"confl_update_missing": 2}),)), "confl_update_missing"),
-        (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, counters={"apply_error_count": 2}),)), "apply_error_count"),
+        (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, counters={"confl_update_missing": 2}),)), "conflict-update-missing"),
+        (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, counters={"apply_error_count": 2}),)), "apply-error-count"),
         (changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, skip_lsn="0/5"),)), "skip"),
         (changed(slots={}), "no-slot"),
         (changed(slots={"s": dataclasses.replace(SLOT, wal_status="lost")}), "slot-lost"),
         (changed(slots={"s": dataclasses.replace(SLOT, active=False)}), "slot-idle"),
+        (changed(slots={"s": dataclasses.replace(SLOT, wal_status="unreserved")}), "slot-endangered"),
+        (changed(versions=(170004, 180000)), "version-loses-rows"),
+        (changed(versions=(160009, 180000)), "version-memory"),
+        (changed(versions=(180000, 130020)), "version-old"),
+        (changed(writers={"app": (T,)}), "writer"),
+        (changed(replica={}), "no-table"),
+        (changed(replica={T: dataclasses.replace(BOTH, firing=("audit",))}), "trigger"),
+        (changed(replica={T: dataclasses.replace(BOTH, key=())}), "key-differs"),
+        (changed(replica={T: dataclasses.replace(BOTH, required=("id", "own"))}), "column-required"),
+        (changed(replica={T: table(column("id", "integer"))}), "no-column"),
+        (changed(replica={T: table(column("id", "integer"), column("v", not_null=True))}), "null-differs"),
+        (changed(published=(Published("tocsin", MARKER, None, None),)), "unpublished"),
         (changed(slots={"s": dataclasses.replace(SLOT, retained_bytes=3 << 30)}), "slot-retains"),
         (changed(subscribed=(Subscribed(1, MARKER, "r"),)), "uncovered"),
         (changed(subscribed=(Subscribed(1, T, "d"), Subscribed(1, MARKER, "r"))), "copying"),
@@ -88,6 +101,35 @@ def test_each_fault_has_its_finding_with_a_sentence_and_a_fix(facts: Facts, code
     assert code in found
     assert found[code].message
     assert found[code].fix
+
+
+@pytest.mark.parametrize(
+    ("versions", "codes"),
+    [
+        ((140017, 0), ["version-loses-rows"]),
+        ((140018, 0), ["version-memory"]),
+        ((140019, 0), []),
+        ((150012, 0), ["version-loses-rows"]),
+        ((160010, 0), []),
+        ((170006, 0), []),
+        ((180000, 170004), []),
+        ((130099, 180000), ["version-old"]),
+    ],
+)
+def test_minor_versions_before_the_fixes_are_named_on_the_source_alone(versions: tuple[int, int], codes: list[str]) -> None:
+    assert [f.code for f in findings(changed(versions=versions))] == codes
+
+
+def test_an_error_counter_is_an_error_only_while_it_rises() -> None:
+    def failed(times: int) -> Facts:
+        return changed(subscriptions=(dataclasses.replace(SUBSCRIPTION, counters={"apply_error_count": times}),))
+
+    watch = CounterWatch()
+    seen = []
+    for now, times in ((0.0, 7), (5.0, 7), (10.0, 9), (30.0, 9), (71.0, 9), (80.0, 0), (85.0, 1)):
+        [*found] = findings(failed(times), watch.look(failed(times), now))
+        seen.append([f.severity for f in found])
+    assert seen == [["info"], ["info"], ["error"], ["error"], ["info"], [], ["error"]]
 
 
 @pytest.mark.parametrize(
