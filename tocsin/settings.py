@@ -7,6 +7,7 @@ names the setting, the value and what is allowed.
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,7 @@ from tocsin.duration import parse_duration
 from tocsin.errors import OperatorError
 from tocsin.subject import Pattern, encode_token
 
+_PASSWORD = re.compile(r"(//[^:/@\s]*):[^@\s]*@")
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -77,6 +79,14 @@ class Settings(BaseSettings):
     def _odd(cls, value: int) -> int:
         if value not in (1, 3, 5):
             raise ValueError("1, 3 or 5 is allowed")
+        return value
+
+    @field_validator("nats_url")
+    @classmethod
+    def _nats_urls(cls, value: str) -> str:
+        schemes = {urlsplit(url.strip()).scheme for url in value.split(",")}
+        if not schemes <= {"nats", "tls", "ws", "wss"}:
+            raise ValueError("URLs that begin with nats://, tls://, ws:// or wss:// are allowed, separated by commas, such as nats://host:4222")
         return value
 
     @field_validator("database_url", "replica_url")
@@ -148,7 +158,7 @@ def inherited_environment(*names: str) -> dict[str, str]:
 def _describe(error: Any) -> str:
     name = "TOCSIN_" + "_".join(str(part) for part in error["loc"]).upper()
     field = Settings.model_fields.get(str(error["loc"][0]).lower())
-    value = "(hidden)" if "secret" in name.lower() else repr(error["input"])
+    value = "(hidden)" if "secret" in name.lower() else _PASSWORD.sub(r"\1:***@", repr(error["input"]))
     reason = error["msg"].removeprefix("Value error, ")
     what = f" ({field.description})" if field and field.description else ""
     return f"{name}={value} is not valid: {reason}{what}"

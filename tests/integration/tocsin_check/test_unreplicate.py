@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from tests.support import servers
 from tests.support.proxy import TcpProxy
 from tocsin.errors import OperatorError
 from tocsin_check.replicate import Progress, Replicated, replicate
@@ -119,6 +120,7 @@ async def test_a_large_copy_tells_how_far_it_is(run: Replicate, source: asyncpg.
     assert await replica.fetchval("SELECT count(*) FROM big") == 400_000
 
 
+@pytest.mark.skipif(servers.IN_CONTAINERS, reason="the source moves by a proxy on this machine's loopback, which a container can't reach")
 async def test_it_follows_a_source_that_moved(run: Replicate, source: asyncpg.Connection, replica: asyncpg.Connection, own_url: str) -> None:
     """The old address is gone; running replicate again with the new one is enough."""
     from urllib.parse import urlsplit, urlunsplit

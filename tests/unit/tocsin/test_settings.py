@@ -32,6 +32,7 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_pa
         ("TOCSIN_STREAM_MAX_AGE", "a week", "ms, s, m, h, d, w"),
         ("TOCSIN_SUBJECT_PREFIX", "pg.x", "one token"),
         ("TOCSIN_DATABASE_URL", "mysql://root@localhost/shop", "postgresql://"),
+        ("TOCSIN_NATS_URL", "http://localhost:4222", "nats://"),
         ("TOCSIN_DOORBELL", "loud", "'auto', 'on' or 'off'"),
         ("TOCSIN_MAX_EVENT", "large", "byte"),
     ],
@@ -50,6 +51,15 @@ def test_an_invalid_setting_names_itself_its_value_and_what_is_allowed(name: str
 def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOCSIN_JWT_SECRET", "hunter2")
     assert "hunter2" not in repr(load_settings())
+
+
+@pytest.mark.parametrize(("name", "value"), [("TOCSIN_DATABASE_URL", "mysql://me:hunter2@db/shop"), ("TOCSIN_NATS_URL", "http://me:hunter2@nats:4222")])
+def test_a_password_in_a_wrong_url_is_not_shown(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(OperatorError) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+    assert "//me:***@" in str(caught.value)
 
 
 @pytest.mark.parametrize(
