@@ -1,0 +1,99 @@
+"""Who may reach a service over HTTP: what loopback, hosts, origins and tokens prove. Pure but for the clock that PyJWT reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import jwt
+
+from tocsin.errors import OperatorError
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_SECURE: Final = {"ws": "http", "wss": "https"}
+
+
+class TokenRefused(Exception):  # noqa: N818  # the client's fault, told to it
+    """The message says why, and never repeats the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What an HS256 token must fulfil: signed with the secret, not expired, and for this audience and by this issuer where they are set."""
+
+    secret: str = field(repr=False)
+    audience: str | None = None
+    issuer: str | None = None
+
+    def claims(self, token: str) -> dict[str, Any]:
+        """The token's claims. Raises TokenRefused."""
+        required = ["exp", *(["aud"] if self.audience else []), *(["iss"] if self.issuer else [])]
+        options: Any = {"require": required, "verify_aud": self.audience is not None}
+        try:
+            claims: dict[str, Any] = jwt.decode(token, self.secret, algorithms=["HS256"], audience=self.audience, issuer=self.issuer, options=options)
+        except (jwt.PyJWTError, ValueError, OverflowError) as error:
+            raise TokenRefused(f"the token is refused: {error}") from None
+        return claims
+
+
+def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
+    """Whether a browser's page of this origin may connect: our own host's, or one on the list, as parsed origins.
+
+    No origin means no browser. `null`, what can't be parsed and what no browser writes, such as capitals, is refused.
+    """
+    if origin is None:
+        return True
+    asked = _origin(origin)
+    if asked is None or origin != origin.lower():
+        return False
+    own = {_origin(f"{scheme}://{host}") for scheme in ("http", "https")} if host else set()
+    return asked in own or asked in {_origin(text) for text in allowed}
+
+
+def host_allowed(host: str | None, allowed: Iterable[str]) -> bool:
+    """Whether a request to this host may be answered without a token: an address, localhost, or the host of an allowed origin.
+
+    A page of any site can make its own name lead to 127.0.0.1 (DNS rebinding) and would then be of our own origin; an address can't be faked so.
+    """
+    asked = _origin(f"http://{host}") if host else None
+    if asked is None:
+        return False
+    name = asked[1]
+    if name == "localhost" or name.endswith(".localhost") or name in {origin[1] for origin in map(_origin, allowed) if origin is not None}:
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _origin(text: str) -> tuple[str, str, int] | None:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return None
+    scheme = _SECURE.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not parts.hostname or parts.username or parts.path not in ("", "/") or parts.query or parts.fragment:
+        return None
+    return scheme, parts.hostname, port or _DEFAULT_PORTS[scheme]
+
+
+def check_exposure(host: str, *, setting: str, exposes: str, needs_token: bool, insecure: bool) -> None:
+    """Raises OperatorError where a service would serve everybody on an address other than loopback; `exposes` says what, `setting` names the address."""
+    if needs_token or insecure or host == "localhost":
+        return
+    try:
+        if ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass
+    raise OperatorError(
+        f"{setting}={host!r} is not a loopback address, and there is no TOCSIN_JWT_SECRET: everybody who reaches it could {exposes}",
+        f"set TOCSIN_JWT_SECRET, or {setting}=127.0.0.1, or TOCSIN_INSECURE=1 where the network itself is trusted",
+        exit_code=2,
+    )
