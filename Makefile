@@ -68,7 +68,7 @@ format: setup-dev  ## put the code into the house's form
 	$(BIN)/ruff check --fix .
 
 bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/results
-	@for file in $$(grep -l '__main__' benchmarks/*.py); do \
+	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table) benchmarks/table.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 docs: setup-dev  ## write docs/settings.md anew

@@ -1,0 +1,73 @@
+"""Write the last results into the README's table: python -m benchmarks.table"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.report import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
+
+LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+    (
+        "start",
+        "`make up`, installed, fresh data, to the first event at a client",
+        lambda f: f"{f['fresh_seconds']} s; {f['again_seconds']} s with data that exist",
+    ),
+    (
+        "latency",
+        "commit to WebSocket client at 100 commits/s, p50 and p99",
+        lambda f: (
+            f"{f['tocsin 100/s 1 clients p50']} and {f['tocsin 100/s 1 clients p99']} ms"
+            f" (a bare LISTEN app without broker or durability: {f['bare LISTEN app 100/s 1 clients p50']} and {f['bare LISTEN app 100/s 1 clients p99']} ms)"
+        ),
+    ),
+    (
+        "capture",
+        "commits/s of 8 writers with everything running on the same 2 cores, a client included, against the same table bare",
+        lambda f: f"{f['ratio_bare_8']} of bare, {f['ratio_notify_8']} times a row NOTIFY bridge; {f['ratio_no_listener_8']} of bare with no listener",
+    ),
+    (
+        "fanout",
+        "WebSocket messages/s against nats-server's own WebSocket listener, 100 and 1,000 clients",
+        lambda f: (
+            f"{f['ratio_nats_server_100']} times and {f['ratio_nats_server_1000']} times (a `send_json` loop: {f['ratio_send_json_loop_100']} times and {f['ratio_send_json_loop_1000']} times)"
+        ),
+    ),
+    ("connections", "memory per idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB (nats-server: {f['nats_server_kib']} KiB)"),
+    ("relay", "journal to acknowledged in JetStream", lambda f: ", ".join(f"{name}: {value}" for name, value in f.items() if name != "bench")),
+    (
+        "bulk",
+        "one statement that touches very many rows, against the same without capture",
+        lambda f: ", ".join(f"{n}: {v}" for n, v in f.items() if n != "bench"),
+    ),
+    ("drift", "a full audit", lambda f: ", ".join(f"{name}: {value}" for name, value in f.items() if name != "bench")),
+    ("drift_incremental", "an audit after 1,000 changed rows", lambda f: ", ".join(f"{name}: {value}" for name, value in f.items() if name != "bench")),
+]
+
+
+def rows() -> list[str]:
+    """One row for each benchmark that has a result."""
+    found = []
+    for bench, question, answer in LINES:
+        file = RESULTS / f"{bench}.json"
+        if file.exists():
+            found.append(f"| {question} | {answer(msgspec.json.decode(file.read_bytes()))} | `python -m benchmarks.{bench}` |")
+    return found
+
+
+def main() -> None:
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    table = "\n".join(("| question | result | repeat it with |", "|---|---|---|", *rows()))
+    README.write_text(f"{before}{BEGIN}{table}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
