@@ -36,7 +36,8 @@ LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
         "fanout",
         "WebSocket messages/s against nats-server's own WebSocket listener, 100 and 1,000 clients",
         lambda f: (
-            f"{f['ratio_nats_server_100']} times and {f['ratio_nats_server_1000']} times (a `send_json` loop: {f['ratio_send_json_loop_100']} times and {f['ratio_send_json_loop_1000']} times)"
+            f"{f['ratio_nats_server_100']} and {f['ratio_nats_server_1000']} times"
+            f" (a `send_json` loop: {f['ratio_send_json_loop_100']} and {f['ratio_send_json_loop_1000']} times)"
         ),
     ),
     ("connections", "memory per idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB (nats-server: {f['nats_server_kib']} KiB)"),
