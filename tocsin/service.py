@@ -20,6 +20,7 @@ from typing import Any, Final
 import structlog
 import uvicorn
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from rich.console import Console
 
@@ -175,12 +176,12 @@ def add_health(app: FastAPI, registry: CollectorRegistry, readiness: Callable[[]
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Events flow, measured by traffic or the canary", tags=["health"])
+    @app.get("/readyz", summary="Events flow, measured by traffic or the canary", tags=["health"], responses={503: {"description": "Not ready"}})
     async def readyz(response: Response) -> dict[str, Any]:
         state = readiness()
         response.status_code = 200 if state.ready else 503
         return {"ready": state.ready, **state.detail}
 
-    @app.get("/metrics", summary="Prometheus metrics", tags=["health"])
+    @app.get("/metrics", summary="Prometheus metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

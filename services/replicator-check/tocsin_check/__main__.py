@@ -9,18 +9,24 @@ import sys
 from prometheus_client import CollectorRegistry
 
 from tocsin import broker, postgres, service
+from tocsin.access import check_exposure
 from tocsin.errors import Unavailable
 from tocsin.service import Readiness
 from tocsin.settings import Settings, load_settings
 from tocsin_check import sessions
 from tocsin_check.app import make_app
 from tocsin_check.checker import Checker
+from tocsin_check.guard import guard
+from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Audit and serve the report until `stop`. Raises OperatorError where only a person can help."""
     source_url, replica_url = settings.require_database_url(), settings.require_replica_url()
+    allowed = guard(settings)
+    exposes = "read the keys of drifted rows"
+    check_exposure(settings.check_host, setting="TOCSIN_CHECK_HOST", exposes=exposes, needs_token=allowed.rules is not None, insecure=settings.insecure)
     sock = service.bind(settings.check_host, settings.check_port, "TOCSIN_CHECK_PORT")
     for url, setting in ((source_url, sessions.SOURCE_SETTING), (replica_url, sessions.REPLICA_SETTING)):
         # A wrong URL ends the start with its fix; a server that is only down is waited for.
@@ -33,9 +39,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     def readiness() -> Readiness:
         return Readiness(checker.alive, {"lag_seconds": checker.lag, "reason": checker.trouble})
 
-    app = make_app(checker, metrics.registry, readiness)
+    history = History(replica_url, checker.report)
+    app = make_app(checker, metrics.registry, readiness, history, allowed)
     async with asyncio.TaskGroup() as group:
-        working = [group.create_task(run) for run in (checker.run_audits(), checker.run_pulse(), _announce(settings, checker))]
+        working = [group.create_task(run) for run in (checker.run_audits(), checker.run_pulse(), history.run(), _announce(settings, checker))]
         await service.serve_http(app, sock, stop)
         for task in working:
             task.cancel()

@@ -9,18 +9,24 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, HTTPException, Query, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
 from tocsin import __version__
+from tocsin.api_page import POLICY, api_page
 from tocsin.service import Readiness, add_health
+from tocsin_check.block_map import BlockReport
 from tocsin_check.checker import Audit, Checker
+from tocsin_check.guard import REFUSALS, Guard
+from tocsin_check.history import History, LagPoint, Stretch
 from tocsin_check.report import Report, RowPage, TableReport
 
 LONGEST_PAGE: Final = 1000
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"description": "No such table is replicated"}}
+TableName = Annotated[str, Path(description="As the report names it: schema.table", max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=LONGEST_PAGE)]
 
 
 class AuditRequest(BaseModel):
@@ -44,14 +50,38 @@ class AuditProgress(BaseModel):
     error: str | None
 
 
-def make_app(checker: Checker, registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> FastAPI:
+def make_app(checker: Checker, registry: CollectorRegistry, readiness: Callable[[], Readiness], history: History, guard: Guard) -> FastAPI:
     """The ASGI app; it starts nothing by itself."""
-    app = FastAPI(title="Tocsin checker", version=__version__, description="Proves that a logical replica equals its source, row by row.")
+    app = FastAPI(
+        title="Tocsin checker",
+        version=__version__,
+        description="Proves that a logical replica equals its source, row by row.",
+        docs_url=None,  # FastAPI's own page loads its scripts from another host
+        redoc_url=None,
+    )
     _add_page(app)
-    _add_report(app, checker)
-    _add_audits(app, checker)
+    data = APIRouter(dependencies=guard.dependencies(), responses=REFUSALS)
+    _add_report(data, checker)
+    _add_history(data, history)
+    _add_audits(data, checker)
+    app.include_router(data)
     add_health(app, registry, readiness)
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, _error: Exception) -> JSONResponse:
+        """With every method that the path has; Starlette names those of the first route only."""
+        methods = {method for path, operations in app.openapi()["paths"].items() if _matches(path, request.url.path) for method in operations}
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(method.upper() for method in methods))})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()), headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+
     return app
+
+
+def _matches(template: str, path: str) -> bool:
+    return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(template)), path) is not None
 
 
 def _add_page(app: FastAPI) -> None:
@@ -78,24 +108,38 @@ def _hash(page: str, tag: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
 
 
-def _add_report(app: FastAPI, checker: Checker) -> None:
+def _add_report(app: APIRouter, checker: Checker) -> None:
     @app.get("/drift", summary="The report", tags=["report"])
     async def drift() -> Report:
         return checker.report()
 
     @app.get("/drift/{table}", summary="One table, by the name that the report gives it", tags=["report"], responses=_MISSING)
-    async def one(table: str) -> TableReport:
+    async def one(table: TableName) -> TableReport:
         return _table(checker, table)
 
     @app.get("/drift/{table}/rows", summary="Its drifted rows, paged", tags=["report"], responses=_MISSING)
     async def rows(
-        table: str,
+        table: TableName,
         after: Annotated[str | None, Query(description="`next` of the page before", pattern=r"^\d{1,18}$")] = None,
-        limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 100,
+        limit: Limit = 100,
     ) -> RowPage:
         page = checker.ledger.page(_table(checker, table).table, after, limit)
         assert page is not None
         return page
+
+    @app.get("/drift/{table}/blocks", summary="A map of it: which part was proven when", tags=["report"], responses=_MISSING)
+    async def blocks(table: TableName) -> list[BlockReport]:
+        return checker.blocks.blocks(_table(checker, table).table)
+
+
+def _add_history(app: APIRouter, history: History) -> None:
+    @app.get("/history", summary="How the tables stood, and since when; the newest first", tags=["history"])
+    async def stretches(table: Annotated[str | None, Query(max_length=200)] = None, limit: Limit = 100) -> list[Stretch]:
+        return history.stretches(table, limit)
+
+    @app.get("/history/lag", summary="How far the replica was behind, up to an hour back", tags=["history"])
+    async def lag(minutes: Annotated[int, Query(ge=1, le=60)] = 15, points: Annotated[int, Query(ge=2, le=600)] = 180) -> list[LagPoint]:
+        return history.lag(minutes * 60, points)
 
 
 def _table(checker: Checker, name: str) -> TableReport:
@@ -106,16 +150,20 @@ def _table(checker: Checker, name: str) -> TableReport:
     return found
 
 
-def _add_audits(app: FastAPI, checker: Checker) -> None:
-    @app.post("/audits", status_code=202, summary="Audit now", tags=["audits"], responses=_MISSING)
+def _add_audits(app: APIRouter, checker: Checker) -> None:
+    @app.post("/audits", status_code=202, summary="Audit now", tags=["audits"], responses={**_MISSING, 400: {"description": "The body is no JSON"}})
     async def start(response: Response, request: AuditRequest | None = None) -> AuditProgress:
         tables = tuple(dict.fromkeys(_table(checker, name).table for name in request.tables)) if request is not None and request.tables is not None else None
         audit = checker.ask(tables)
         response.headers["Location"] = f"/audits/{audit.id}"
         return _progress(audit)
 
+    @app.get("/audits", summary="The audits asked for since the checker runs; the newest first", tags=["audits"])
+    async def asked(limit: Limit = 20) -> list[AuditProgress]:
+        return [_progress(audit) for audit in checker.audits()[:limit]]
+
     @app.get("/audits/{audit}", summary="How far an audit is", tags=["audits"], responses={404: {"description": "No such audit, or long done"}})
-    async def progress(audit: str) -> AuditProgress:
+    async def progress(audit: Annotated[str, Path(max_length=50)]) -> AuditProgress:
         found = checker.audit(audit)
         if found is None:
             raise HTTPException(404, f"no audit {audit!r}: it never was, or it is forgotten; POST /audits begins one")

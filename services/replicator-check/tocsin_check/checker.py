@@ -19,6 +19,7 @@ from tocsin import postgres, retry
 from tocsin.errors import OperatorError, Unavailable
 from tocsin_check import inventory, report, sessions
 from tocsin_check.audit import OnBlock, Outcome, Sides, TableAudit
+from tocsin_check.block_map import BlockMap
 from tocsin_check.fence import Fence, Lagging
 from tocsin_check.findings import CounterWatch
 from tocsin_check.ledger import Ledger
@@ -112,6 +113,7 @@ class Checker:
         self._swept = False
         self._trouble: str | None = "the first audit has not begun"
         self.ledger = Ledger()
+        self.blocks = BlockMap()
 
     @property
     def lag(self) -> float | None:
@@ -156,6 +158,10 @@ class Checker:
         self._queue.append(audit)
         self._asked.set()
         return audit
+
+    def audits(self) -> list[Audit]:
+        """Those that were asked for, the newest first."""
+        return list(reversed(self._audits.values()))
 
     def audit(self, id_: str) -> Audit | None:
         return self._audits.get(id_)
@@ -265,7 +271,7 @@ class Checker:
         name = str(table.name)
         begun = time.monotonic()
         try:
-            outcome = await TableAudit(sides, table, patience=PATIENCE, share=self._share, on_block=on_block).run()
+            outcome = await TableAudit(sides, table, patience=PATIENCE, share=self._share, on_block=self.blocks.following(name, on_block)).run()
         except Lagging as lagging:
             self.ledger.set_status(name, "lagging", str(lagging))
             raise
@@ -276,6 +282,7 @@ class Checker:
             return
         if self._waiting_since is None:
             self._last_lag = sides.fence.lag
+        self.blocks.complete(name)
         news = self.ledger.proven(table, outcome, time.monotonic() - begun)
         self._on_audit(name, outcome)
         if news is not None and self._publishing:

@@ -58,3 +58,12 @@ class ReportCollector(Collector):
         for severity in ("error", "warning", "info"):
             found.add_metric([severity], sum(f.severity == severity for f in report.replication.findings))
         yield found
+        codes = GaugeMetricFamily("tocsin_check_finding", "1 for each finding", labels=["code", "severity", "table"])
+        for each in {(f.code, f.severity, f.table or "") for f in report.replication.findings}:
+            codes.add_metric(each, 1)
+        yield codes
+        retained = GaugeMetricFamily("tocsin_check_slot_retained_bytes", "WAL that the replica's slot holds back on the source", labels=["slot"])
+        slot = report.replication.slot
+        if slot.get("retained_bytes") is not None:
+            retained.add_metric([str(slot["name"])], float(slot["retained_bytes"]))
+        yield retained

@@ -24,6 +24,7 @@ MARKER_TABLE: Final = TableName("tocsin_check", "marker")
 _SQL: Final = load_queries("tocsin_check", "replication.sql")
 _CATALOG: Final = load_queries("tocsin_check", "catalog.sql")
 _MARKER: Final = load_queries("tocsin_check", "marker.sql")
+_HISTORY: Final = load_queries("tocsin_check", "history.sql")
 _POLL: Final = 0.1
 _ERRORS_TOLERATED: Final = 2
 
@@ -104,6 +105,7 @@ async def _replicate(
     report(Progress("schema", tables=len(tables)))
     for connection in (source, replica):
         await connection.execute(_MARKER["create"])
+    await replica.execute(_HISTORY["create"])
     listed = await selection.published_columns(source, NAME) | {table: chosen.columns for table, chosen in selections.items() if chosen.columns is not None}
     copied = await schema_copy.copy_tables(source, replica, tables, listed)
     report(Progress("publication", tables=len(tables)))

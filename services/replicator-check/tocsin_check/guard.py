@@ -1,0 +1,75 @@
+"""Who may read the report over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from tocsin.access import TokenRefused, TokenRules, host_allowed, origin_allowed
+from tocsin.errors import OperatorError
+from tocsin.settings import Settings
+from tocsin.subject import Pattern, SubjectError, encode_token
+
+_BEARER: Final = HTTPBearer(auto_error=False, description="HS256; its claim `subscribe` allows the drift subjects. Only where TOCSIN_JWT_SECRET is set")
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    401: {"description": "No token, or one that is refused (only where TOCSIN_JWT_SECRET is set)"},
+    403: {"description": "The token does not allow the drift subjects, or the request comes by a foreign page"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Without `rules` everybody who reaches the address may read; a browser's foreign pages may not."""
+
+    subject: Pattern
+    rules: TokenRules | None = None
+    origins: Sequence[str] = ()
+    trusts_names: bool = False
+
+    def dependencies(self) -> list[Any]:
+        """For FastAPI; the interface's description asks for a token only where one is needed."""
+        return [Depends(self.check_page), *([Depends(self.check_token)] if self.rules is not None else [])]
+
+    def check_page(self, request: Request) -> None:
+        """Raises 403 for what a foreign page in a browser asks."""
+        host = request.headers.get("host")
+        if not origin_allowed(request.headers.get("origin"), host, self.origins):
+            raise HTTPException(403, "pages of this origin may not ask here; TOCSIN_ALLOWED_ORIGINS lists those that may")
+        if self.rules is None and not self.trusts_names and not host_allowed(host, self.origins):
+            raise HTTPException(403, "without TOCSIN_JWT_SECRET only an address or localhost may be asked; TOCSIN_ALLOWED_ORIGINS adds names")
+
+    def check_token(self, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        """Raises 401 without a valid token, 403 where it does not allow the drift subjects."""
+        assert self.rules is not None
+        if bearer is None:
+            raise HTTPException(401, "a token is needed: Authorization: Bearer …", headers={"WWW-Authenticate": "Bearer"})
+        try:
+            claims = self.rules.claims(bearer.credentials)
+        except TokenRefused as refused:
+            raise HTTPException(401, str(refused), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
+        if not any(pattern.contains(self.subject) for pattern in _patterns(claims.get("subscribe"))):
+            raise HTTPException(403, f"the token's claim `subscribe` does not allow {self.subject.text}")
+
+
+def _patterns(claim: object) -> list[Pattern]:
+    patterns = []
+    for text in claim if isinstance(claim, list) else []:
+        try:
+            patterns.append(Pattern(text))
+        except (SubjectError, TypeError, AttributeError):
+            continue
+    return patterns
+
+
+def guard(settings: Settings) -> Guard:
+    """Who may read the report has the right to the drift events, which say the same."""
+    if settings.jwks_url is not None:
+        raise OperatorError("TOCSIN_JWKS_URL is set, but this version checks HS256 tokens only", "set TOCSIN_JWT_SECRET instead", exit_code=2)
+    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
+    rules = TokenRules(secret, settings.jwt_audience, settings.jwt_issuer) if secret else None
+    subject = Pattern(f"{settings.subject_prefix}.{encode_token(settings.source_name)}.drift.>")
+    return Guard(subject, rules, settings.allowed_origins, trusts_names=settings.insecure)

@@ -1,0 +1,154 @@
+"""The report over HTTP beyond the report itself: tokens, foreign pages, the history, the block map, the interface's description."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import httpx
+import jwt
+import pytest
+
+from tests.integration.tocsin_check.test_service import Setup, _ready, until
+from tocsin.errors import OperatorError
+from tocsin.settings import load_settings
+from tocsin.stack.process import free_port
+from tocsin_check.__main__ import serve
+from tocsin_check.history import History
+from tocsin_check.report import Report, TableReport
+
+SECRET = "a secret of at least thirty-two bytes"
+
+
+def token(*subjects: str, seconds: float = 60, secret: str = SECRET) -> dict[str, str]:
+    claims = {"exp": time.time() + seconds, "subscribe": list(subjects)}
+    return {"Authorization": f"Bearer {jwt.encode(claims, secret, 'HS256')}"}
+
+
+async def served(visit: Callable[[httpx.AsyncClient], Awaitable[None]], **values: object) -> None:
+    """Run the service with these settings while `visit` looks at it."""
+    settings = load_settings(nats_url="nats://127.0.0.1:1", check_port=free_port(), **values)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(settings, stop))
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.check_port}", timeout=10) as client:
+                await until(lambda: _ready(client))
+                await visit(client)
+        finally:
+            stop.set()
+
+
+async def test_with_a_secret_the_data_need_a_token_that_allows_the_drift_subjects(
+    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await setup()
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        paths = ("/drift", "/drift/public.t", "/drift/public.t/rows", "/drift/public.t/blocks", "/history", "/history/lag", "/audits", "/audits/x")
+        for path in paths:
+            assert (await client.get(path)).status_code == 401, path
+            assert (await client.get(path, headers=token("pg.shop.drift.>"))).status_code == 200 or path == "/audits/x"
+            assert (await client.get(path, headers=token("pg.shop.drift.public.t", "pg.other.>"))).status_code == 403, path
+            assert (await client.get(path, headers=token("pg.>", seconds=-5))).status_code == 401, path
+            assert (await client.get(path, headers=token("pg.>", secret=SECRET + "!"))).status_code == 401, path
+        assert (await client.post("/audits", json={})).status_code == 401
+        assert (await client.post("/audits", json={}, headers=token("pg.>"))).status_code == 202
+        assert (await client.get("/drift", headers={"Authorization": "Basic x"})).headers["www-authenticate"] == "Bearer"
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200, path
+        assert "securitySchemes" in (await client.get("/openapi.json")).json()["components"]
+
+    await served(visit, database_url=source_url, replica_url=replica_url, source="shop", jwt_secret=SECRET)
+
+
+async def test_foreign_pages_are_refused_and_every_path_says_its_methods(setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await setup()
+
+    async def visit(client: httpx.AsyncClient) -> None:
+        for headers, code in (
+            ({"Host": "evil.example"}, 403),
+            ({"Origin": "https://evil.example"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Host": "localhost:1"}, 200),
+            ({"Origin": "https://ok.example"}, 200),
+        ):
+            assert (await client.get("/drift", headers=headers)).status_code == code, headers
+        assert (await client.post("/audits", json={}, headers={"Origin": "https://evil.example"})).status_code == 403
+        assert (await client.delete("/audits")).headers["allow"] == "GET, POST"
+        page = await client.get("/docs")
+        assert "http://" not in page.text.replace("http://127.0.0.1", "")
+        assert "https://" not in page.text
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+
+    await served(visit, database_url=source_url, replica_url=replica_url, allowed_origins="https://ok.example")
+
+
+async def test_without_a_secret_it_serves_on_loopback_only(source_url: str, replica_url: str) -> None:
+    settings = load_settings(database_url=source_url, replica_url=replica_url, check_host="0.0.0.0", check_port=free_port())
+    with pytest.raises(OperatorError, match=r"TOCSIN_CHECK_HOST='0\.0\.0\.0' is not a loopback address") as raised:
+        await serve(settings, asyncio.Event())
+    assert (raised.value.exit_code, "TOCSIN_INSECURE=1" in raised.value.fix) == (2, True)
+
+
+async def test_the_history_and_the_map_of_blocks_survive_a_restart_of_the_checker(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 60000)")
+    await setup()
+
+    async def drifts(client: httpx.AsyncClient) -> None:
+        blocks = (await client.get("/drift/public.t/blocks")).json()
+        assert sum(block["rows"] for block in blocks) == 60_000
+        assert {block["state"] for block in blocks} == {"clean"}
+
+        async def seen(status: str) -> bool:
+            return [s["status"] for s in (await client.get("/history?table=public.t")).json()][:1] == [status]
+
+        await until(lambda: seen("in_sync"))
+        await replica.execute("DELETE FROM t WHERE id = 59000")
+        await client.post("/audits", json={})
+        await until(lambda: seen("drift"))
+        blocks = (await client.get("/drift/public.t/blocks")).json()
+        assert [block["state"] for block in blocks if block["first"] <= 58_999 < block["first"] + block["rows"]] == ["drifted"]
+        assert {block["state"] for block in blocks if block["first"] + block["rows"] < 58_999} == {"clean"}
+
+        async def written() -> bool:
+            return await replica.fetchval("SELECT count(*) FROM tocsin_check.history WHERE status = 'drift' AND missing = 1") == 1
+
+        await until(written)
+        assert all(point["lag_seconds"] is not None for point in (await client.get("/history/lag?minutes=1")).json()[-2:])
+        assert 'tocsin_check_slot_retained_bytes{slot="tocsin_' in (await client.get("/metrics")).text
+
+    await served(drifts, database_url=source_url, replica_url=replica_url)
+
+    async def remembers(client: httpx.AsyncClient) -> None:
+        async def whole() -> bool:
+            return [s["status"] for s in (await client.get("/history?table=public.t")).json()][-2:] == ["drift", "in_sync"]
+
+        await until(whole)
+
+    await served(remembers, database_url=source_url, replica_url=replica_url)
+
+
+def test_one_stretch_stands_for_as_long_as_nothing_changes() -> None:
+    history = History("postgresql://nobody@127.0.0.1:1/x", Report)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def table(second: int, **changes: object) -> Report:
+        return Report(
+            tables=[
+                TableReport.model_validate({"table": "public.t", "status": "in_sync", "verified_at": start + timedelta(seconds=second // 10 * 10), **changes})
+            ]
+        )
+
+    for second in range(0, 60, 2):
+        history.look(table(second, **({"status": "drift", "missing": 3} if 20 <= second < 40 else {})), start + timedelta(seconds=second))
+    found = [(s.status, s.missing, (s.since - start).seconds, (s.until - start).seconds, s.audits) for s in history.stretches()]
+    assert found == [("in_sync", 0, 40, 58, 2), ("drift", 3, 20, 38, 2), ("in_sync", 0, 0, 18, 2)]
+    assert history.stretches("public.other") == []
