@@ -9,6 +9,7 @@ from tocsin import broker
 from tocsin.errors import TocsinError
 from tocsin.service import bind, configure_logging, run_service, serve_http, show_error
 from tocsin.settings import Settings, load_settings
+from tocsin_listener.alteration import follow_shapes
 from tocsin_listener.health import listener_app, status
 from tocsin_listener.meters import Meters
 from tocsin_listener.session import Config, Listener
@@ -42,6 +43,7 @@ async def _work(config: Config, servers: list[str], meters: Meters) -> None:
         listener = Listener(config, link, meters)
         group.create_task(listener.run())
         group.create_task(listener.behind())
+        group.create_task(follow_shapes(config.database_url))
 
         async def answer() -> bytes:
             return status(meters)

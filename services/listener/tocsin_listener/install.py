@@ -9,11 +9,11 @@ import asyncpg
 
 from tocsin.errors import OperatorError
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is in the schema; a listener refuses another."""
 
-HEADROOM: Final = 2048
-"""Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take."""
+HEADROOM: Final = 6144
+"""Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take, with an annotation."""
 
 _LOCK: Final = 8390040714906399856
 
@@ -35,8 +35,9 @@ async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10)
             # The generator's functions call one another in any order.
             await connection.execute("SET LOCAL check_function_bodies = off")
             await connection.execute(_script("capture.sql"))
+            await connection.execute(_script("alteration.sql"))
             await connection.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC")
-            await connection.execute("GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text) TO PUBLIC")
+            await connection.execute("GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb) TO PUBLIC")
         except asyncpg.InsufficientPrivilegeError as error:
             raise OperatorError(f"the user {user} may not install Tocsin: {error}", f"as a superuser: GRANT CREATE ON DATABASE {database} TO {user}") from error
         await connection.execute(
@@ -45,7 +46,8 @@ async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10)
             VERSION,
             max_event - HEADROOM,
         )
-        await connection.execute("SELECT tocsin.build(id) FROM tocsin.watched WHERE relation::oid IN (SELECT oid FROM pg_class)")
+        # What changed its shape while another version was there is announced; then all are written anew.
+        await connection.execute("SELECT tocsin.refresh_all() FROM tocsin.watched WHERE form IS NOT NULL LIMIT 1; SELECT tocsin.build(id) FROM tocsin.watched")
     return new
 
 

@@ -91,7 +91,13 @@ class Journal:
 
     async def _page(self, places: Sequence[asyncpg.Record]) -> list[Row]:
         found = await self._bulk.fetch(
-            QUERIES["page"], [p["leaf"] for p in places], [p["xid"] for p in places], [p["seq"] for p in places], self._incarnation, self._source
+            QUERIES["page"],
+            [p["leaf"] for p in places],
+            [p["xid"] for p in places],
+            [p["seq"] for p in places],
+            self._incarnation,
+            self._source,
+            [p["place"] for p in places],
         )
         assert len(found) == len(places), "the journal lost rows that the cursor has not passed"
         return [Row(r["seq"], r["subject"], r["old_subject"], r["age"], r["message"]) for r in found]

@@ -316,4 +316,6 @@ async def test_a_column_added_later_is_in_the_new_row(installed: asyncpg.Connect
     await installed.execute("INSERT INTO t VALUES (1)")
     await installed.execute("ALTER TABLE t ADD COLUMN late text DEFAULT 'x'")
     await installed.execute("INSERT INTO t VALUES (2)")
-    assert [e["new"] for e in await events()] == [{"id": 1}, {"id": 2, "late": "x"}]
+    first, changed, second = await events()
+    assert (first["new"], second["new"]) == ({"id": 1}, {"id": 2, "late": "x"})
+    assert changed["subject"] == "schema.public.t"

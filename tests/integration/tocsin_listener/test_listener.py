@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from tests.support.servers import Server
 from tocsin.event import COPY, MSG_ID, decode_event
@@ -53,12 +54,13 @@ async def until_ready(settings: Settings) -> None:
 async def messages(nats: Client, settings: Settings, count: int) -> list[Msg]:
     """The stream's first `count` messages but the canary's."""
     context = nats.jetstream()
-    subscription = await context.pull_subscribe(f"{settings.subject_prefix}.>", stream=settings.stream_name)
+    subscription = await context.pull_subscribe(f"{settings.subject_prefix}.>", stream=settings.stream_name, config=ConsumerConfig(ack_policy=AckPolicy.ALL))
     found: list[Msg] = []
     async with asyncio.timeout(15):
         while len(found) < count:
             with contextlib.suppress(TimeoutError):
-                found += await subscription.fetch(count - len(found), timeout=1)
+                found += await subscription.fetch(min(500, count - len(found)), timeout=1)
+                await found[-1].ack()
     await subscription.unsubscribe()
     return found
 
@@ -78,6 +80,27 @@ async def test_an_event_is_a_cloudevent_with_a_stable_id(start: Start, installed
     assert event.data == {"op": "insert", "schema": "public", "table": "t", "key": {"id": 42}, "new": {"id": 42}}
     assert (message.headers or {})[MSG_ID] == f"{(message.headers or {})['Tocsin-Epoch']}-{event.id}"
     assert message.subject == f"pg.{settings.source_name}.change.public.t.insert"
+
+
+async def test_events_tell_their_place_in_the_transaction_and_its_annotation(start: Start, installed: asyncpg.Connection, nats: Client) -> None:
+    """Small and large differences are read in two ways, and tell the same. An annotation holds for what came before it, too."""
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await watch(installed, ["t"])
+    for size in (5, 2500):
+        async with installed.transaction():
+            await installed.execute(f"INSERT INTO t SELECT generate_series({size} * 10, {size} * 11 - 1)")
+            await installed.execute(
+                """SELECT tocsin.emit('hello'), tocsin.annotate('{"actor": "user-7"}'); INSERT INTO t VALUES ($$-1$$); DELETE FROM t WHERE id = -1"""
+            )
+    await installed.execute("INSERT INTO t VALUES (-2)")
+    await installed.execute("SET tocsin.annotation = '\"no} json'; INSERT INTO t VALUES (-3); RESET tocsin.annotation")
+    async with start() as settings:
+        found = await messages(nats, settings, 5 + 2500 + 2 * 3 + 2)
+    seen = [msgspec.json.decode(m.data) for m in found]
+    assert [e["txposition"] for e in seen] == [*range(1, 9), *range(1, 2504), 1, 1]
+    assert all(e["annotation"] == {"actor": "user-7"} for e in seen[:-2])
+    assert "annotation" not in seen[-2]
+    assert seen[-1]["annotation"] == '"no} json', "whatever a writer sets by itself is told as text, and breaks nothing"
 
 
 async def test_a_changed_route_is_told_under_both(start: Start, installed: asyncpg.Connection, nats: Client) -> None:

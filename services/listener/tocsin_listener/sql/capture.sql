@@ -108,8 +108,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION tocsin.route_source(w tocsin.watched, "row" text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT string_agg(format($q$ || '.' || %s$q$, tocsin.token_source(tocsin.value_source(s, "row", w.relation))), '' ORDER BY r.place)
-FROM unnest(w.route) WITH ORDINALITY AS r (name, place) JOIN tocsin.shape(w.relation) AS s ON s.name = r.name
+SELECT string_agg(CASE WHEN s.name IS NULL THEN $q$ || '.%N'$q$ -- A column that is gone: the subject keeps its tokens.
+                  ELSE format($q$ || '.' || %s$q$, tocsin.token_source(tocsin.value_source(s, "row", w.relation))) END, '' ORDER BY r.place)
+FROM unnest(w.route) WITH ORDINALITY AS r (name, place) LEFT JOIN tocsin.shape(w.relation) AS s ON s.name = r.name
 $$;
 
 CREATE OR REPLACE FUNCTION tocsin.condition_source(w tocsin.watched, "row" text) RETURNS text
@@ -182,8 +183,8 @@ BEGIN
         old_subject := format('nullif(%1$L%2$s, %1$L%3$s)', 'change.' || tail, tocsin.route_source(w, old), tocsin.route_source(w, new));
     END IF;
     RETURN format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, key, data)
-    SELECT (SELECT (last_value %% 8)::smallint FROM tocsin.leaf), "tocsin:number", d.subject, d.old_subject, %1$L, d.key,
+    INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, key, annotation, data)
+    SELECT "tocsin:leaf", "tocsin:number", d.subject, d.old_subject, %1$L, d.key, "tocsin:annotation",
            CASE WHEN octet_length(d.rest) <= %2$s THEN %3$L || d.key_json || d.rest || '}' ELSE %3$L || d.key_json || ',"truncated":true}' END
     FROM (SELECT %4$L%5$s AS subject, %6$s AS old_subject, %7$s AS key, %8$s AS key_json, %9$s AS rest
           FROM %10$s%11$s OFFSET 0) AS d$q$,
@@ -227,11 +228,10 @@ END $$;
 CREATE OR REPLACE FUNCTION tocsin.truncate_source(w tocsin.watched) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, data)
-    SELECT (last_value %% 8)::smallint, "tocsin:number", %L, %L, NULL,
+    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
+    SELECT "tocsin:leaf", "tocsin:number", %L, %L, NULL, "tocsin:annotation",
            %L || CASE WHEN TG_TABLE_SCHEMA = %L AND TG_TABLE_NAME = %L THEN '}'
-                 ELSE ',"partition":' || json_build_object('schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME) || '}' END
-    FROM tocsin.leaf;$q$,
+                 ELSE ',"partition":' || json_build_object('schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME) || '}' END;$q$,
     'change.' || tail, tail, head, schema, name)
 FROM (
     SELECT n.nspname AS schema, c.relname AS name, format('%s.%s.truncate', tocsin.token(n.nspname), tocsin.token(c.relname)) AS tail,
@@ -240,16 +240,121 @@ FROM (
 ) AS place
 $$;
 
+-- What is left to tell where a function can't be written or fails: the key and the route, read from JSON, where a name that is gone
+-- is NULL instead of an error. No other value enters it, since the condition and the columns can't be judged.
+CREATE OR REPLACE FUNCTION tocsin.keys_source(w tocsin.watched, op text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT format($q$
+    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
+    SELECT "tocsin:leaf", "tocsin:number", %L%s, %L, %s, "tocsin:annotation", %L || %s || ',"truncated":true}'
+    FROM (SELECT CASE WHEN pg_column_size(t.*)::bigint * 2 <= %s THEN row_to_json(t.*) END AS r FROM %s AS t OFFSET 0) AS j;$q$,
+    'change.' || place.tail,
+    (SELECT string_agg(format($q$ || '.' || tocsin.token(r ->> %L)$q$, name), '' ORDER BY n) FROM unnest(w.route) WITH ORDINALITY AS u (name, n)),
+    place.tail,
+    CASE cardinality(key.names) WHEN 0 THEN 'NULL::text' WHEN 1 THEN format('r ->> %L', key.names[1])
+        ELSE (SELECT string_agg(format('tocsin.token(r ->> %L)', name), $q$ || ',' || $q$ ORDER BY n) FROM unnest(key.names) WITH ORDINALITY AS u (name, n)) END,
+    place.head,
+    CASE cardinality(key.names) WHEN 0 THEN $q$'null'$q$
+        ELSE (SELECT format($q$CASE WHEN %s THEN '{' || %s || '}' ELSE 'null' END$q$, string_agg(format('r -> %L IS NOT NULL', name), ' AND '),
+                     string_agg(format('%L || (r -> %L)', CASE WHEN n > 1 THEN ',' ELSE '' END || to_json(name) || ':', name), ' || ' ORDER BY n))
+              FROM unnest(key.names) WITH ORDINALITY AS u (name, n)) END,
+    (SELECT max_event FROM tocsin.identity), CASE op WHEN 'delete' THEN '"tocsin old"' ELSE '"tocsin new"' END)
+FROM (
+    SELECT format('%s.%s.%s', tocsin.token(n.nspname), tocsin.token(c.relname), op) AS tail,
+           format('{"op":"%s","schema":%s,"table":%s,"key":', op, to_json(n.nspname::text), to_json(c.relname::text)) AS head
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = w.relation
+) AS place, (SELECT coalesce(array_agg(name::text ORDER BY key_place), '{}') AS names FROM tocsin.shape(w.relation) WHERE key_place IS NOT NULL) AS key
+$$;
+
+-- Whether the function may meet an error that the writer's own statement does not: by a condition, a virtual column's expression, a
+-- type's own functions, or a change of the table that no event trigger tells of.
+CREATE OR REPLACE FUNCTION tocsin.is_risky(w tocsin.watched) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT w.condition IS NOT NULL
+    OR NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl' AND evtenabled <> 'D')
+    OR EXISTS (
+        SELECT FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+        WHERE a.attrelid IN (SELECT f FROM tocsin.family(w.relation) AS f) AND a.attnum > 0 AND NOT a.attisdropped
+          AND (a.attgenerated = 'v' OR (t.typnamespace <> 'pg_catalog'::regnamespace AND t.typtype <> 'e')))
+$$;
+
+-- The source code of the trigger function of one operation; `keys_only`: without whatever may not be valid any more.
+CREATE OR REPLACE FUNCTION tocsin.body(w tocsin.watched, op text, keys_only boolean) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $body$
+DECLARE
+    source text;
+BEGIN
+    IF op = 'truncate' THEN
+        source := tocsin.truncate_source(w);
+    ELSIF keys_only THEN
+        source := tocsin.keys_source(w, op);
+    ELSE
+        source := tocsin.statement_source(w, op);
+        IF tocsin.is_risky(w) THEN
+            -- Errors of the statement alone; what concerns the transaction or the server (deadlock, disk, cancel) goes on to the writer.
+            -- The subtransaction takes back what was written so far, so that either all rows are told in full, or all by their keys.
+            source := format($q$
+    BEGIN%s
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR plpgsql_error OR program_limit_exceeded OR feature_not_supported
+        OR cardinality_violation OR external_routine_exception THEN%s
+    END;$q$, source, tocsin.keys_source(w, op));
+        END IF;
+    END IF;
+    RETURN format($q$#variable_conflict use_column
+DECLARE
+    "tocsin:stack" text := 'tocsin.s' || TG_RELID || TG_OP;
+    "tocsin:numbers" text := current_setting("tocsin:stack", true);
+    "tocsin:number" bigint := nullif(split_part("tocsin:numbers", ' ', 1), '');
+    "tocsin:leaf" smallint := coalesce(pg_sequence_last_value(%s), 0) %% 8;
+    "tocsin:annotation" text := nullif(current_setting('tocsin.annotation', true), '');
+BEGIN
+    IF "tocsin:number" IS NULL THEN
+        "tocsin:number" := nextval('tocsin.seq');
+    ELSE
+        "tocsin:numbers" := set_config("tocsin:stack", substr("tocsin:numbers", strpos("tocsin:numbers", ' ') + 1), true);
+    END IF;
+    IF "tocsin:annotation" IS NOT NULL THEN
+        "tocsin:annotation" := tocsin.annotation();
+    END IF;%s
+    -- Only a sleeping listener holds this lock exclusively; a writer that gets it lets the listener stay awake until it has committed.
+    IF FOUND AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
+        PERFORM pg_notify('tocsin', '');
+    END IF;
+    RETURN NULL;
+END $q$, 'tocsin.leaf'::regclass::oid, source);
+END $body$;
+
+-- Whether the function as it stands can be planned: names, types and the condition. NULL, or what is wrong.
+CREATE OR REPLACE FUNCTION tocsin.trouble(w tocsin.watched) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    EXECUTE (SELECT format('SELECT %s FROM (SELECT %s) AS n LIMIT 0',
+                           concat_ws(', ', CASE WHEN w.condition IS NOT NULL THEN tocsin.condition_source(w, 'n') END, tocsin.key_source(w, 'n', false)),
+                           string_agg(format('NULL::%s AS %s', format_type(a.atttypid, a.atttypmod), quote_ident(a.attname)), ', '))
+             FROM pg_attribute AS a WHERE a.attrelid = w.relation AND a.attnum > 0 AND NOT a.attisdropped);
+    RETURN NULL;
+EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
+    RETURN SQLERRM;
+END $$;
+
 -- Create the functions and triggers of a watch as its row in tocsin.watched says; those of operations left out are dropped.
-CREATE OR REPLACE FUNCTION tocsin.build(watch integer) RETURNS void
+-- What stands in the way of capturing everything, for people to read.
+DROP FUNCTION IF EXISTS tocsin.build(integer);
+CREATE FUNCTION tocsin.build(watch integer) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog AS $build$
 DECLARE
     w tocsin.watched;
     op text;
-    member regclass;
+    member oid;
+    trouble text;
+    troubles text[] := '{}';
 BEGIN
-    SELECT * INTO STRICT w FROM tocsin.watched WHERE id = watch;
-    EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.begin_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS %L',
+    SELECT * INTO STRICT w FROM tocsin.watched WHERE id = watch FOR UPDATE;
+    trouble := tocsin.trouble(w);
+    IF trouble IS NOT NULL THEN
+        troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
+    END IF;
+    EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.begin_%s() RETURNS trigger LANGUAGE plpgsql AS %L',
                    w.id, (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.begin_statement'::regproc));
     EXECUTE format('REVOKE ALL ON FUNCTION tocsin.begin_%s() FROM PUBLIC', w.id);
     FOREACH op IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP
@@ -259,44 +364,67 @@ BEGIN
         END IF;
         EXECUTE format($q$CREATE OR REPLACE FUNCTION tocsin.%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
             SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'iso_8601'
-            SET extra_float_digits = 1 SET bytea_output = 'hex' SET lc_monetary = 'C' AS %L$q$,
-            op, w.id, format($body$#variable_conflict use_column
-DECLARE
-    "tocsin:stack" text := current_setting('tocsin.s' || TG_RELID || TG_OP, true);
-    "tocsin:number" bigint := nullif(split_part("tocsin:stack", ' ', 1), '');
-BEGIN
-    IF "tocsin:number" IS NULL THEN
-        "tocsin:number" := nextval('tocsin.statement');
-    ELSE
-        PERFORM set_config('tocsin.s' || TG_RELID || TG_OP, substr("tocsin:stack", strpos("tocsin:stack", ' ') + 1), true);
-    END IF;%s
-    -- Only a sleeping listener holds this lock exclusively; a writer that gets it lets the listener stay awake until it has committed.
-    IF FOUND AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
-        PERFORM pg_notify('tocsin', '');
-    END IF;
-    RETURN NULL;
-END $body$, CASE WHEN op = 'truncate' THEN tocsin.truncate_source(w) ELSE tocsin.statement_source(w, op) END));
+            SET extra_float_digits = 1 SET bytea_output = 'hex' SET lc_monetary = 'C' AS %L$q$, op, w.id, tocsin.body(w, op, trouble IS NOT NULL));
         EXECUTE format('REVOKE ALL ON FUNCTION tocsin.%s_%s() FROM PUBLIC', op, w.id);
     END LOOP;
     FOR member IN SELECT * FROM tocsin.family(w.relation) LOOP
-        PERFORM tocsin.attach(w, member);
+        troubles := troubles || tocsin.attach(w, member);
     END LOOP;
+    -- What has left the family rings no more.
+    FOR member IN SELECT DISTINCT t.tgrelid FROM pg_trigger AS t
+                  WHERE t.tgname ~ format('^tocsin_%s_', w.id) AND t.tgparentid = 0
+                    AND t.tgfoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'tocsin'::regnamespace)
+                    AND t.tgrelid NOT IN (SELECT f FROM tocsin.family(w.relation) AS f) LOOP
+        troubles := troubles || tocsin.detach(w, member);
+    END LOOP;
+    UPDATE tocsin.watched SET form = tocsin.form(relation) WHERE id = watch;
+    RETURN troubles;
 END $build$;
 
-CREATE OR REPLACE FUNCTION tocsin.attach(w tocsin.watched, member regclass) RETURNS void
+-- The triggers of one table, those that are missing alone: to create one waits for the table's writers.
+CREATE OR REPLACE FUNCTION tocsin.attach(w tocsin.watched, member regclass) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     op text;
+    there text[] := ARRAY(SELECT tgname || tgtype FROM pg_trigger WHERE tgrelid = member AND NOT tgisinternal);
+    -- pg_trigger.tgtype of BEFORE STATEMENT, for each operation.
+    bits smallint := 2;
 BEGIN
-    EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%s_begin BEFORE %s ON %s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.begin_%s()',
-                   w.id, array_to_string(w.ops, ' OR '), member, w.id);
     FOREACH op IN ARRAY w.ops LOOP
-        EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%1$s_%2$s AFTER %2$s ON %3$s %4$s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.%2$s_%1$s()',
-            w.id, op, member,
-            CASE op WHEN 'insert' THEN 'REFERENCING NEW TABLE AS "tocsin new"'
-                    WHEN 'delete' THEN 'REFERENCING OLD TABLE AS "tocsin old"'
-                    WHEN 'update' THEN 'REFERENCING NEW TABLE AS "tocsin new" OLD TABLE AS "tocsin old"' ELSE '' END);
+        bits := bits | CASE op WHEN 'insert' THEN 4 WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 32 END;
     END LOOP;
+    IF format('tocsin_%s_begin%s', w.id, bits) <> ALL (there) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%s_begin BEFORE %s ON %s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.begin_%s()',
+                       w.id, array_to_string(w.ops, ' OR '), member, w.id);
+    END IF;
+    FOREACH op IN ARRAY w.ops LOOP
+        IF format('tocsin_%s_%s%s', w.id, op, CASE op WHEN 'insert' THEN 4 WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 32 END) <> ALL (there) THEN
+            EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%1$s_%2$s AFTER %2$s ON %3$s %4$s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.%2$s_%1$s()',
+                w.id, op, member,
+                CASE op WHEN 'insert' THEN 'REFERENCING NEW TABLE AS "tocsin new"'
+                        WHEN 'delete' THEN 'REFERENCING OLD TABLE AS "tocsin old"'
+                        WHEN 'update' THEN 'REFERENCING NEW TABLE AS "tocsin new" OLD TABLE AS "tocsin old"' ELSE '' END);
+        END IF;
+    END LOOP;
+    RETURN '{}';
+EXCEPTION WHEN insufficient_privilege THEN
+    IF member = w.relation THEN
+        RAISE;
+    END IF;
+    RETURN ARRAY[format('what is written straight into %s is not told: GRANT TRIGGER ON %s TO %s, then tocsin install', member, member, quote_ident(current_user))];
+END $$;
+
+CREATE OR REPLACE FUNCTION tocsin.detach(w tocsin.watched, member regclass) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = member AND tgname ~ format('^tocsin_%s_', w.id) LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', name, member);
+    END LOOP;
+    RETURN '{}';
+EXCEPTION WHEN insufficient_privilege THEN
+    RETURN ARRAY[format('%s left and still rings as before: its owner may drop its triggers tocsin_%s_*', member, w.id)];
 END $$;
 
 -- Watch a table, or change how it is watched; its number in tocsin.watched. Needs the privilege TRIGGER on the table.
@@ -309,6 +437,10 @@ LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     number integer;
 BEGIN
+    -- In the order in which DDL takes them: the table, then its row in tocsin.watched. It keeps no writer waiting.
+    IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl') THEN
+        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', watch.relation);
+    END IF;
     IF watch.condition IS NOT NULL THEN
         -- Wrong names and types fail here, not in a writer's transaction.
         EXECUTE format('SELECT FROM %s WHERE (%s) LIMIT 0', watch.relation, watch.condition);
@@ -325,14 +457,9 @@ END $$;
 CREATE OR REPLACE FUNCTION tocsin.unwatch(relation regclass) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
-    number integer;
-    name text;
+    number integer := (SELECT w.id FROM tocsin.watched AS w WHERE w.relation = unwatch.relation);
 BEGIN
-    DELETE FROM tocsin.watched AS w WHERE w.relation = unwatch.relation RETURNING id INTO number;
-    FOREACH name IN ARRAY '{begin,insert,update,delete,truncate}'::text[] LOOP
-        -- The triggers depend on the functions, and the functions' owner need not own the table.
-        EXECUTE format('DROP FUNCTION IF EXISTS tocsin.%s_%s() CASCADE', name, number);
-    END LOOP;
+    PERFORM tocsin.forget(number) WHERE number IS NOT NULL;
     RETURN number IS NOT NULL;
 END $$;
 

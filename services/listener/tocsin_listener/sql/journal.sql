@@ -10,11 +10,14 @@ SELECT (SELECT coalesce($2::text::pg_snapshot, pg_current_snapshot()))::text AS 
            '{"specversion":"1.0","id":"' || $5::text || '-' || seq || '","source":"/pg/' || $6::text || '","type":' || to_json(type)
            || coalesce(',"subject":' || to_json(key), '')
            || ',"time":"' || to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-           || '","datacontenttype":"application/json","sequence":"' || seq || '","txid":"' || xid || '","data":' || data || '}', 'UTF8') END AS message
+           || '","datacontenttype":"application/json","sequence":"' || seq || '","txid":"' || xid || '","txposition":' || place
+           || coalesce(',"annotation":' || annotation, '')
+           || ',"data":' || data || '}', 'UTF8') END AS message
 FROM (
-    SELECT found.*, count(*) OVER () AS total, sum(octet_length(data)) OVER () AS bytes, max(seq) OVER (PARTITION BY xid) AS last
+    SELECT found.*, count(*) OVER () AS total, sum(octet_length(data)) OVER () AS bytes, max(seq) OVER (PARTITION BY xid) AS last,
+           row_number() OVER (PARTITION BY xid ORDER BY stmt, seq) AS place
     FROM (
-        SELECT seq, xid, stmt, at, subject, old_subject, type, key, data FROM tocsin.journal
+        SELECT seq, xid, stmt, at, subject, old_subject, type, key, annotation, data FROM tocsin.journal
         WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot))
                 AND xid < (SELECT pg_snapshot_xmax(coalesce($2::text::pg_snapshot, pg_current_snapshot()))))
                OR xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))
@@ -27,7 +30,7 @@ ORDER BY last, xid, stmt, seq
 
 -- name: order
 -- The same rows, however many, by their place only: for a cursor that pages through them in bounded memory.
-SELECT leaf, xid::text AS xid, seq, octet_length(data) + 500 AS bytes
+SELECT leaf, xid::text AS xid, seq, row_number() OVER (PARTITION BY xid ORDER BY stmt, seq) AS place, octet_length(data) + 500 AS bytes
 FROM tocsin.journal
 WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot)) AND xid < (SELECT pg_snapshot_xmax($2::text::pg_snapshot)))
        OR xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))
@@ -36,16 +39,18 @@ WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot)) AND xid < (SELEC
 ORDER BY max(seq) OVER (PARTITION BY xid), xid, stmt, seq
 
 -- name: page
--- The events at the places $1 (leaves), $2 (xids as text), $3 (seqs), in that order. $4 incarnation, $5 source token.
+-- The events at $1 (leaves), $2 (xids as text), $3 (seqs), $6 (places in the transaction), in that order. $4 incarnation, $5 source token.
 SELECT j.seq, j.subject, j.old_subject, extract(epoch FROM clock_timestamp() - j.at)::float8 AS age,
        convert_to(
            '{"specversion":"1.0","id":"' || $4::text || '-' || j.seq || '","source":"/pg/' || $5::text || '","type":' || to_json(j.type)
            || coalesce(',"subject":' || to_json(j.key), '')
            || ',"time":"' || to_char(j.at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-           || '","datacontenttype":"application/json","sequence":"' || j.seq || '","txid":"' || j.xid || '","data":' || j.data || '}', 'UTF8') AS message
-FROM unnest($1::smallint[], $2::text[], $3::bigint[]) WITH ORDINALITY AS place (leaf, xid, seq, n)
-JOIN tocsin.journal AS j ON j.leaf = place.leaf AND j.xid = place.xid::xid8 AND j.seq = place.seq
-ORDER BY place.n
+           || '","datacontenttype":"application/json","sequence":"' || j.seq || '","txid":"' || j.xid || '","txposition":' || r.place
+           || coalesce(',"annotation":' || j.annotation, '')
+           || ',"data":' || j.data || '}', 'UTF8') AS message
+FROM unnest($1::smallint[], $2::text[], $3::bigint[], $6::bigint[]) WITH ORDINALITY AS r (leaf, xid, seq, place, n)
+JOIN tocsin.journal AS j ON j.leaf = r.leaf AND j.xid = r.xid::xid8 AND j.seq = r.seq
+ORDER BY r.n
 
 -- name: now
 SELECT pg_current_snapshot()::text

@@ -3,9 +3,8 @@ CREATE SCHEMA IF NOT EXISTS tocsin;
 COMMENT ON SCHEMA tocsin IS 'Tocsin: the journal of watched tables; `tocsin uninstall` removes it';
 REVOKE ALL ON SCHEMA tocsin FROM PUBLIC;
 
--- seq orders the journal, CACHE 1 so that it grows with time; statement numbers statements before their rows exist.
+-- Orders the journal, CACHE 1 so that it grows with time; also numbers statements before their rows exist.
 CREATE SEQUENCE IF NOT EXISTS tocsin.seq CACHE 1;
-CREATE SEQUENCE IF NOT EXISTS tocsin.statement CACHE 1;
 -- The number of the leaf that is written; leaf number mod 8. A sequence, since every writer reads it and it must leave no dead rows.
 CREATE SEQUENCE IF NOT EXISTS tocsin.leaf MINVALUE 0 START 0 CACHE 1;
 
@@ -20,8 +19,10 @@ CREATE TABLE IF NOT EXISTS tocsin.journal (
     old_subject text,           -- the old route's, where an UPDATE changed it
     type text NOT NULL,         -- the CloudEvent's
     key text,                   -- the CloudEvent's subject
+    annotation text,            -- JSON, or NULL: what tocsin.annotate said in the transaction
     data text NOT NULL          -- JSON
 ) PARTITION BY LIST (leaf);
+ALTER TABLE tocsin.journal ADD COLUMN IF NOT EXISTS annotation text;
 
 DO $$
 BEGIN
@@ -81,8 +82,10 @@ CREATE TABLE IF NOT EXISTS tocsin.watched (
     old text NOT NULL CHECK (old IN ('full', 'changed', 'none')),
     condition text,
     exact_numbers boolean NOT NULL,
-    since timestamptz NOT NULL DEFAULT now()
+    since timestamptz NOT NULL DEFAULT now(),
+    form jsonb                  -- the table's, as its functions were written for; see alteration.sql
 );
+ALTER TABLE tocsin.watched ADD COLUMN IF NOT EXISTS form jsonb;
 
 -- A name or value as one token of a subject: see tocsin/subject.py, which is its twin.
 CREATE OR REPLACE FUNCTION tocsin.token(value text) RETURNS text
@@ -117,12 +120,15 @@ END $$;
 
 -- Draws the statement's number before its first row, so that a statement that runs inside it comes after it. The numbers of
 -- nested statements of one table and kind lie on a stack: kept in a setting, they vanish with a rolled back savepoint.
+-- It runs as the writer, and each name in it is qualified: so it costs a third of what SECURITY DEFINER with a search_path does.
 CREATE OR REPLACE FUNCTION tocsin.begin_statement() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
-    stack text := 'tocsin.s' || TG_RELID || TG_OP;
+    stack pg_catalog.text := 'tocsin.s' OPERATOR(pg_catalog.||) TG_RELID OPERATOR(pg_catalog.||) TG_OP;
 BEGIN
-    PERFORM set_config(stack, nextval('tocsin.statement') || ' ' || coalesce(current_setting(stack, true), ''), true);
+    -- An assignment is evaluated without the executor, unlike PERFORM.
+    stack := pg_catalog.set_config(stack, pg_catalog.nextval('tocsin.seq') OPERATOR(pg_catalog.||) ' '
+        OPERATOR(pg_catalog.||) coalesce(pg_catalog.current_setting(stack, true), ''), true);
     RETURN NULL;
 END $$;
 
@@ -131,8 +137,8 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
     appended bigint;
 BEGIN
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, data)
-    SELECT (l.last_value % 8)::smallint, nextval('tocsin.statement'), subject, type, key,
+    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
+    SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), subject, type, key, tocsin.annotation(),
            CASE WHEN octet_length(data) <= i.max_event THEN data ELSE '{"truncated":true}' END
     FROM tocsin.leaf AS l, tocsin.identity AS i
     RETURNING seq INTO appended;
@@ -153,6 +159,34 @@ BEGIN
     END IF;
     SELECT string_agg(tocsin.token(t), '.' ORDER BY n) INTO subject FROM unnest(tokens) WITH ORDINALITY AS u (t, n);
     RETURN tocsin.append('event.' || subject, type, NULL, coalesce(data, 'null')::text);
+END $$;
+
+-- The transaction's annotation as JSON. A writer may set the setting without tocsin.annotate, to whatever it likes.
+CREATE OR REPLACE FUNCTION tocsin.annotation() RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    said text := left(nullif(current_setting('tocsin.annotation', true), ''), 1024);
+BEGIN
+    RETURN said::json::text;
+EXCEPTION WHEN invalid_text_representation THEN
+    RETURN to_json(said)::text;
+END $$;
+
+-- What each event of the transaction carries beside its data, those before this call too:
+-- SELECT tocsin.annotate('{"actor": "user-7"}'). NULL takes it away.
+CREATE OR REPLACE FUNCTION tocsin.annotate(annotation jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+    said text := coalesce(annotate.annotation::text, '');
+BEGIN
+    IF octet_length(said) > 1024 THEN
+        RAISE EXCEPTION 'tocsin.annotate: % bytes are more than 1024', octet_length(said)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It travels in each event; give a name or a number that leads to the rest.';
+    END IF;
+    PERFORM set_config('tocsin.annotation', said, true);
+    IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+        UPDATE tocsin.journal AS j SET annotation = nullif(said, '') WHERE j.xid = pg_current_xact_id();
+    END IF;
 END $$;
 
 -- A finding of the checker: the event pg.<source>.drift.<schema>.<table>.
@@ -218,4 +252,6 @@ REVOKE ALL ON ALL TABLES IN SCHEMA tocsin FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC;
 -- An application may emit events; writers of watched tables need no grant at all.
 GRANT USAGE ON SCHEMA tocsin TO PUBLIC;
-GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb) TO PUBLIC;
+-- To draw a number is all that it allows: not to set one, nor to read a row.
+GRANT USAGE ON SEQUENCE tocsin.seq TO PUBLIC;
