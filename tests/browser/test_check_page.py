@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
+import jwt
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -70,6 +72,9 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await page.goto(address)
     await expect(page.get_by_role("heading", level=1)).to_have_text("The replica equals its source", timeout=30_000)
     await expect(page.locator("#tables tbody tr")).to_have_count(3)
+    await expect(page.locator("#map rect.clean")).to_have_count(3)
+    await expect(page.locator("#lag svg .line")).to_have_count(1, timeout=20_000)
+    await expect(page.locator("#columns-section")).to_be_hidden()
     await shot(page, "in-sync")
     await replica.execute(
         "DELETE FROM orders WHERE id <= 60; UPDATE orders SET note = 'x', customer = -1 WHERE id = 77; INSERT INTO customers VALUES ('<i>us</i>', 7, 'extra')"
@@ -80,6 +85,12 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await expect(page.locator("#rows tbody")).to_contain_text("region = <i>us</i>, id = 7")
     await page.get_by_role("button", name="More rows").click()
     await expect(page.locator("#rows tbody")).to_contain_text("customer, note")
+    await expect(page.locator("#map rect.drifted")).to_have_count(2)
+    await expect(page.locator("#map")).to_contain_text("public.orders 1 block: 1 drifted")
+    await expect(page.locator("#columns")).to_contain_text("public.orders (missing)60")
+    await expect(page.locator("#columns")).to_contain_text("public.orders note1")
+    await expect(page.locator("#history tbody tr", has_text="drift")).to_have_count(2)
+    await expect(page.locator("#history tbody tr", has_text="in sync")).to_have_count(3)
     await shot(page, "drift")
     assert faults == []
 
@@ -98,3 +109,30 @@ async def test_lag_and_findings_are_shown_in_the_dark_and_on_a_phone(
     assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing may stick out sideways"
     await shot(page, "phone-lagging")
     await context.close()
+
+
+async def test_a_page_that_needs_a_token_asks_for_it_and_keeps_it_out_of_the_address(
+    browser: Browser, source: asyncpg.Connection, source_url: str, replica_url: str, source_server: servers.Server
+) -> None:
+    secret = "a secret of at least thirty-two bytes"
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0])
+    await replicate(source_url=source_url, replica_url=replica_url, source_url_from_replica=own, patience=60)
+    settings = load_settings(database_url=source_url, replica_url=replica_url, nats_url="nats://127.0.0.1:1", check_port=free_port(), jwt_secret=secret)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(settings, stop))
+        try:
+            page = await browser.new_page()
+            await page.goto(f"http://127.0.0.1:{settings.check_port}/")
+            await expect(page.locator("#verdict")).to_contain_text("It asks for a token")
+            await page.get_by_label("This checker asks for a token").fill("nonsense")
+            await page.get_by_role("button", name="Use it").click()
+            await expect(page.locator("#verdict")).to_contain_text("the token is refused")
+            await page.get_by_label("This checker asks for a token").fill(jwt.encode({"exp": time.time() + 60, "subscribe": ["pg.>"]}, secret, "HS256"))
+            await page.get_by_role("button", name="Use it").click()
+            await expect(page.get_by_role("heading", level=1)).to_have_text("The replica equals its source", timeout=30_000)
+            await expect(page.locator("#token")).to_be_hidden()
+            assert "eyJ" not in page.url
+        finally:
+            stop.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -126,6 +127,11 @@ def _add_report(app: APIRouter, checker: Checker) -> None:
         page = checker.ledger.page(_table(checker, table).table, after, limit)
         assert page is not None
         return page
+
+    @app.get("/drift/{table}/columns", summary="How many of its drifted rows differ in which column", tags=["report"], responses=_MISSING)
+    async def columns(table: TableName) -> dict[str, int]:
+        entry = checker.ledger.get(_table(checker, table).table)
+        return dict(Counter(name for _, row in entry.rows.values() for name in row.columns).most_common()) if entry is not None else {}
 
     @app.get("/drift/{table}/blocks", summary="A map of it: which part was proven when", tags=["report"], responses=_MISSING)
     async def blocks(table: TableName) -> list[BlockReport]:
