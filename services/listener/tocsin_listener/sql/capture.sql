@@ -200,6 +200,7 @@ CREATE OR REPLACE FUNCTION tocsin.statement_source(w tocsin.watched, op text) RE
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
 DECLARE
     every text := 'row';
+    pairs text;
 BEGIN
     -- A name alone means the whole row only while no column has it.
     WHILE EXISTS (SELECT FROM tocsin.family(w.relation) AS f JOIN pg_attribute ON attrelid = f AND attname = every) LOOP
@@ -214,14 +215,22 @@ BEGIN
     WHEN 'update' THEN
         -- The executor adds to both transition tables at once, row by row, so a row's place in one is its place in the other,
         -- whatever became of its key.
-        RETURN format($q$
-    IF (SELECT count(*) FROM (SELECT FROM "tocsin new" LIMIT 2) AS two) < 2 THEN %s;
+        pairs := format($q$IF (SELECT count(*) FROM (SELECT FROM "tocsin new" LIMIT 2) AS two) < 2 THEN %s;
     ELSE %s;
     END IF;$q$,
             tocsin.insert_source(w, op, '"tocsin new" AS n, "tocsin old" AS o', 'n', 'n.*', 'o', 'o.*'),
             tocsin.insert_source(w, op, format(
                 '(SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n JOIN (SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o ON o.i = n.i',
                 every), '(n.r)', 'n.r', '(o.r)', 'o.r'));
+        -- But a row that leaves its partition, and that a BEFORE INSERT trigger of the other one refuses, is deleted, and is in the
+        -- old table alone. Then no place says anything; what is told instead is what became of the table.
+        IF (SELECT relkind = 'p' FROM pg_class WHERE oid = w.relation) THEN
+            pairs := format($q$IF (SELECT count(*) FROM "tocsin new") <> (SELECT count(*) FROM "tocsin old") THEN %s;
+        "tocsin:found" := FOUND;%s;
+    ELS%s$q$, tocsin.insert_source(w, 'delete', '"tocsin old" AS o', NULL, NULL, 'o', 'o.*'),
+                tocsin.insert_source(w, 'insert', '"tocsin new" AS n', 'n', 'n.*', NULL, NULL), pairs);
+        END IF;
+        RETURN E'\n    ' || pairs;
     END CASE;
 END $$;
 
@@ -266,6 +275,33 @@ FROM (
 ) AS place, (SELECT coalesce(array_agg(name::text ORDER BY key_place), '{}') AS names FROM tocsin.shape(w.relation) WHERE key_place IS NOT NULL) AS key
 $$;
 
+-- At last, that rows changed, and how many: nothing in this can fail but what fails the server.
+CREATE OR REPLACE FUNCTION tocsin.blind_source(w tocsin.watched, op text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT format($q$
+    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
+    SELECT "tocsin:leaf", "tocsin:number", %L, %L, NULL, "tocsin:annotation", %L FROM %s;$q$,
+    'change.' || tail || repeat('.%N', cardinality(w.route)), tail,
+    format('{"op":"%s","schema":%s,"table":%s,"key":null,"truncated":true}', op, to_json(schema), to_json("table")),
+    CASE op WHEN 'delete' THEN '"tocsin old"' ELSE '"tocsin new"' END)
+FROM (
+    SELECT n.nspname::text AS schema, c.relname::text AS "table", format('%s.%s.%s', tocsin.token(n.nspname), tocsin.token(c.relname), op) AS tail
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = w.relation
+) AS place
+$$;
+
+-- One piece of source, and what is done instead where it fails by an error of its own; what concerns the transaction or the server
+-- (deadlock, serialization, disk, memory, cancel) goes on to the writer. The subtransaction takes back what was written so far, so that
+-- either all rows are told in the first way, or all in the second.
+CREATE OR REPLACE FUNCTION tocsin.guarded(source text, instead text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+SELECT format($q$
+    BEGIN%s
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR plpgsql_error OR program_limit_exceeded OR feature_not_supported
+        OR cardinality_violation OR external_routine_exception THEN%s
+    END;$q$, source, instead)
+$$;
+
 -- Whether the function may meet an error that the writer's own statement does not: by a condition, a virtual column's expression, a
 -- type's own functions, or a change of the table that no event trigger tells of.
 CREATE OR REPLACE FUNCTION tocsin.is_risky(w tocsin.watched) RETURNS boolean
@@ -275,7 +311,8 @@ SELECT w.condition IS NOT NULL
     OR EXISTS (
         SELECT FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
         WHERE a.attrelid IN (SELECT f FROM tocsin.family(w.relation) AS f) AND a.attnum > 0 AND NOT a.attisdropped
-          AND (a.attgenerated = 'v' OR (t.typnamespace <> 'pg_catalog'::regnamespace AND t.typtype <> 'e')))
+          AND (a.attgenerated = 'v' OR (t.typnamespace <> 'pg_catalog'::regnamespace
+                AND (t.typtype <> 'e' OR EXISTS (SELECT FROM pg_cast WHERE castsource = t.oid AND casttarget = 'json'::regtype)))))
 $$;
 
 -- The source code of the trigger function of one operation; `keys_only`: without whatever may not be valid any more.
@@ -287,26 +324,22 @@ BEGIN
     IF op = 'truncate' THEN
         source := tocsin.truncate_source(w);
     ELSIF keys_only THEN
-        source := tocsin.keys_source(w, op);
+        source := tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op));
     ELSE
         source := tocsin.statement_source(w, op);
         IF tocsin.is_risky(w) THEN
-            -- Errors of the statement alone; what concerns the transaction or the server (deadlock, disk, cancel) goes on to the writer.
-            -- The subtransaction takes back what was written so far, so that either all rows are told in full, or all by their keys.
-            source := format($q$
-    BEGIN%s
-    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR plpgsql_error OR program_limit_exceeded OR feature_not_supported
-        OR cardinality_violation OR external_routine_exception THEN%s
-    END;$q$, source, tocsin.keys_source(w, op));
+            source := tocsin.guarded(source, tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op)));
         END IF;
     END IF;
     RETURN format($q$#variable_conflict use_column
 DECLARE
     "tocsin:stack" text := 'tocsin.s' || TG_RELID || TG_OP;
     "tocsin:numbers" text := current_setting("tocsin:stack", true);
-    "tocsin:number" bigint := nullif(split_part("tocsin:numbers", ' ', 1), '');
+    -- A writer may set the setting to anything: what is no number is none.
+    "tocsin:number" bigint := substring("tocsin:numbers" FROM '^\d{1,18}(?= )');
     "tocsin:leaf" smallint := coalesce(pg_sequence_last_value(%s), 0) %% 8;
     "tocsin:annotation" text := nullif(current_setting('tocsin.annotation', true), '');
+    "tocsin:found" boolean := false;
 BEGIN
     IF "tocsin:number" IS NULL THEN
         "tocsin:number" := nextval('tocsin.seq');
@@ -317,7 +350,7 @@ BEGIN
         "tocsin:annotation" := tocsin.annotation();
     END IF;%s
     -- Only a sleeping listener holds this lock exclusively; a writer that gets it lets the listener stay awake until it has committed.
-    IF FOUND AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
+    IF (FOUND OR "tocsin:found") AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
         PERFORM pg_notify('tocsin', '');
     END IF;
     RETURN NULL;
