@@ -19,10 +19,12 @@ from nats.aio.msg import Msg
 
 from tocsin.broker import JetStreamError
 from tocsin.errors import Unavailable
+from tocsin_listener import wire
 from tocsin_listener.message import Message
 
 LARGEST_BATCH: Final = 500
 ACK_TIMEOUT: Final = 5.0
+MOST_SUBJECTS: Final = 10_000
 
 EXPECTED_LAST: Final = "Nats-Expected-Last-Sequence"
 BATCH_ID: Final = "Nats-Batch-Id"
@@ -50,6 +52,7 @@ class Publisher:
         self._atomic = atomic
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._fit: set[str] = set()
 
     async def send(self, messages: Sequence[Message], last: int) -> asyncio.Future[Msg]:
         """Write one chunk to the connection, to be stored right after sequence `last`; its acknowledgement is to come.
@@ -58,19 +61,31 @@ class Publisher:
         """
         if not self._client.is_connected:
             raise Unavailable("NATS is not connected")
+        self._refuse_unfit(messages)
+        if len(messages) > 1 and self._atomic:
+            frames, future = self._batch(messages, last)
+        else:
+            frames, future = self._singles(messages, last)
         try:
-            if len(messages) == 1:
-                return await self._send_one(messages[0], last)
-            if self._atomic:
-                return await self._send_batch(messages, last)
-            for number, message in enumerate(messages[:-1]):
-                await self._send_one(message, last + number)
-            return await self._send_one(messages[-1], last + len(messages) - 1)
-        except nats.errors.MaxPayloadError as error:
-            largest = max(messages, key=lambda m: len(m.body))
-            raise Refused(largest, f"{len(largest.body)} bytes are more than the server's max_payload of {self._client.max_payload}") from error
+            await wire.write(self._client, frames)
         except nats.errors.Error as error:
             raise Unavailable(f"NATS: {error}") from error
+        return future
+
+    def _refuse_unfit(self, messages: Sequence[Message]) -> None:
+        """Raises Refused for the first message that the server would refuse for itself, or for which it would drop the connection."""
+        most = self._client.max_payload
+        for message in messages:
+            if 2 * len(message.body) > most and (size := wire.size(message)) > most:
+                raise Refused(message, f"{size} bytes, headers included, are more than the server's max_payload of {most}")
+            # The same few subjects come again and again.
+            if message.subject not in self._fit:
+                reason = wire.unfit(message.subject)
+                if reason is not None:
+                    raise Refused(message, reason)
+                if len(self._fit) >= MOST_SUBJECTS:
+                    self._fit.clear()
+                self._fit.add(message.subject)
 
     async def acknowledged(self, future: asyncio.Future[Msg], last: int) -> None:
         """Wait until the chunk that `send` returned this for is stored, its end at sequence `last`.
@@ -91,23 +106,22 @@ class Publisher:
             # What is really there is read back before anything else is sent.
             raise Unavailable(f"the stream answered sequence {ack['seq']}{', a duplicate,' if ack.get('duplicate') else ''} where {last} was expected")
 
-    async def _send_one(self, message: Message, last: int) -> asyncio.Future[Msg]:
-        reply, future = self._expect()
-        await self._client.publish(message.subject, message.body, reply=reply, headers={**message.headers, EXPECTED_LAST: str(last)})
-        return future
+    def _singles(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
+        """Each with an acknowledgement of its own; the last one's stands for all, since none can be stored without those before it."""
+        frames = []
+        for number, message in enumerate(messages):
+            reply, future = self._expect()
+            frames.append(wire.frame(message, f"{EXPECTED_LAST}: {last + number}\r\n", reply))
+        return frames, future
 
-    async def _send_batch(self, messages: Sequence[Message], last: int) -> asyncio.Future[Msg]:
-        batch = secrets.token_hex(8)
+    def _batch(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
+        batch = f"{BATCH_ID}: {secrets.token_hex(8)}\r\n{BATCH_SEQUENCE}: "
         reply, future = self._expect()
         end = len(messages)
-        for number, message in enumerate(messages, 1):
-            headers = {**message.headers, BATCH_ID: batch, BATCH_SEQUENCE: str(number)}
-            if number == 1:
-                headers[EXPECTED_LAST] = str(last)
-            if number == end:
-                headers[BATCH_COMMIT] = "1"
-            await self._client.publish(message.subject, message.body, reply=reply if number == end else "", headers=headers)
-        return future
+        frames = [wire.frame(messages[0], f"{batch}1\r\n{EXPECTED_LAST}: {last}\r\n")]
+        frames += [wire.frame(message, f"{batch}{number}\r\n") for number, message in enumerate(messages[1:-1], 2)]
+        frames.append(wire.frame(messages[-1], f"{batch}{end}\r\n{BATCH_COMMIT}: 1\r\n", reply))
+        return frames, future
 
     def _expect(self) -> tuple[str, asyncio.Future[Msg]]:
         token = secrets.token_hex(6)
