@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from tocsin.errors import OperatorError
 from tocsin.service import configure_logging
@@ -18,8 +23,9 @@ from tocsin.settings import Settings, load_settings
 from tocsin_check.audit import Outcome, Sides
 from tocsin_check.checker import Checker, open_sides
 from tocsin_check.fence import Lagging
-from tocsin_check.report import EXIT_CODES, Report, Status
+from tocsin_check.report import EXIT_CODES, Report, Status, TableReport
 from tocsin_check.table import Comparable
+from tocsin_check.values import Pair, values
 
 _COLOURS: dict[Status, str] = {
     "in_sync": "green",
@@ -30,7 +36,12 @@ _COLOURS: dict[Status, str] = {
     "unauditable": "red",
     "unknown": "red",
 }
-_AGAIN_AFTER = 5.0
+_AGAIN_AFTER: Final = 5.0
+_INTERRUPTED: Final = 130
+_KEPT: Final = timedelta(days=1)
+_SHOWN: Final = 60
+Values = dict[tuple[str, str], dict[str, Pair]]
+"""By the table's name and the row's key as JSON."""
 
 
 def command(
@@ -39,6 +50,10 @@ def command(
     ] = None,
     once: Annotated[bool, typer.Option("--once/--watch", help="Audit once, or again and again until Ctrl-C.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, as GET /drift has it.")] = False,
+    show_values: Annotated[bool, typer.Option("--show-values", help="Show what the columns that differ hold on both sides; hidden otherwise.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note here each table that is done, and leave those out that were within a day: to go on after Ctrl-C.")
+    ] = None,
     database_url: Annotated[str | None, typer.Option(help="The source database; else TOCSIN_DATABASE_URL.")] = None,
     replica_url: Annotated[str | None, typer.Option(help="The replica database; else TOCSIN_REPLICA_URL.")] = None,
 ) -> None:
@@ -46,68 +61,172 @@ def command(
 
     Safe on a busy database: a row is called drifted only when lag can't be the reason.
 
-    Exit code: 0 in sync, 1 drift, 2 could not check (unknown, unauditable), 3 lagging, pending or stale.
+    Exit code: 0 in sync, 1 drift, 2 could not check (unknown, unauditable), 3 lagging, pending or stale, 130 interrupted.
 
     Example: `tocsin drift orders --json`
+
+    Example: `tocsin drift --state audit.json`, and the same again after an interruption
     """
     settings = load_settings(database_url=database_url, replica_url=replica_url)
     configure_logging("warning", settings.log_format)
+    run = _Run(settings, tables or [], as_json=as_json, show_values=show_values, state=state)
     try:
-        report = asyncio.run(_run(settings, tables or [], once=once, as_json=as_json))
+        report = asyncio.run(run.run(once=once))
     except OperatorError as error:
         raise OperatorError(str(error), error.fix, exit_code=2) from error
+    except KeyboardInterrupt:
+        run.show_interrupted()
+        raise typer.Exit(_INTERRUPTED) from None
     raise typer.Exit(EXIT_CODES[report.status])
 
 
-async def _run(settings: Settings, names: list[str], *, once: bool, as_json: bool) -> Report:
-    source_url, replica_url = settings.require_database_url(), settings.require_replica_url()
-    checker = Checker(source_url, replica_url, share=1, publishing=False)
-    async with open_sides(source_url, replica_url) as sides:
-        while True:
-            with Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"), TimeElapsedColumn(),
-                console=Console(stderr=True), transient=True,
-            ) as bars:  # fmt: skip
-                found = await checker.take_stock(sides)
-                chosen = [table for table in found if not names or {str(table.name), table.name.name} & set(names)]
-                if unknown := [n for n in names if not any(n in (str(t.name), t.name.name) for t in chosen)]:
-                    known = ", ".join(str(table.name) for table in found) or "none"
-                    raise OperatorError(f"no table {unknown[0]} is replicated; there are: {known}", f"correct the name, or: tocsin replicate {unknown[0]}")
-                checker.ledger.keep(str(table.name) for table in chosen)
-                await _audit(checker, sides, [table for table in chosen if isinstance(table, Comparable)], bars)
-            report = checker.report()
-            _print(report, as_json=as_json)
-            if once:
-                return report
-            await asyncio.sleep(_AGAIN_AFTER)
+class Done(BaseModel):
+    """The state file: what was audited, of which pair of databases."""
+
+    pair: list[str]
+    tables: dict[str, TableReport] = {}
 
 
-async def _audit(checker: Checker, sides: Sides, tables: list[Comparable], bars: Progress) -> None:
-    whole = bars.add_task("tables", total=len(tables), rows=0)
-    try:
-        for table in tables:
-            task = bars.add_task(str(table.name), total=None, rows=0)
+class RowsPerSecond(ProgressColumn):
+    """How fast a table goes by."""
 
-            async def on_block(outcome: Outcome, task: TaskID = task) -> None:
-                bars.update(task, rows=outcome.rows)
-
-            await checker.audit_table(sides, table, on_block)
-            bars.update(task, total=1, completed=1)
-            bars.advance(whole)
-    except Lagging as lagging:
-        for table in tables:
-            if checker.ledger.unproven(str(table.name)):
-                checker.ledger.set_status(str(table.name), "lagging", str(lagging))
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed or not task.fields.get("counts") else f"{speed:,.0f} rows/s", style="cyan")
 
 
-def _print(report: Report, *, as_json: bool) -> None:
+class _Run:
+    def __init__(self, settings: Settings, names: list[str], *, as_json: bool, show_values: bool, state: Path | None) -> None:
+        self._urls = (settings.require_database_url(), settings.require_replica_url())
+        self._names = names
+        self._as_json = as_json
+        self._show_values = show_values
+        self._state = state
+        # One run may take hours, and what it proved first is still the result of this run.
+        self._checker = Checker(*self._urls, share=1, publishing=False, every=_KEPT)
+        self._done = Done(pair=[])
+        self._left: list[str] = []
+
+    async def run(self, *, once: bool) -> Report:
+        async with open_sides(*self._urls) as sides:
+            self._done = await self._restored(sides)
+            while True:
+                shown = await self._pass(sides)
+                report = self._checker.report()
+                _print(report, shown, as_json=self._as_json)
+                if self._state is not None:
+                    self._state.unlink(missing_ok=True)
+                    self._done.tables.clear()
+                if once:
+                    return report
+                await asyncio.sleep(_AGAIN_AFTER)
+
+    async def _pass(self, sides: Sides) -> Values:
+        layout = (
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[shown]}"),
+            RowsPerSecond(), TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*layout, console=Console(stderr=True), transient=True) as bars:
+            found = await self._checker.take_stock(sides)
+            names = self._names
+            chosen = [table for table in found if not names or {str(table.name), table.name.name} & set(names)]
+            if unknown := [n for n in names if not any(n in (str(t.name), t.name.name) for t in chosen)]:
+                known = ", ".join(str(table.name) for table in found) or "none"
+                raise OperatorError(f"no table {unknown[0]} is replicated; there are: {known}", f"correct the name, or: tocsin replicate {unknown[0]}")
+            self._checker.ledger.keep(str(table.name) for table in chosen)
+            return await self._audit(sides, [table for table in chosen if isinstance(table, Comparable)], bars)
+
+    async def _audit(self, sides: Sides, tables: list[Comparable], bars: Progress) -> Values:
+        whole = bars.add_task("tables", total=len(tables), shown="")
+        shown: Values = {}
+        self._left = [str(table.name) for table in tables]
+        try:
+            for table in tables:
+                name = str(table.name)
+                if name in self._done.tables:
+                    self._take_over(name)
+                else:
+                    await self._audit_one(sides, table, bars)
+                    if self._show_values:
+                        shown |= await self._values(sides, table)
+                    self._note(name)
+                self._left.remove(name)
+                bars.update(whole, advance=1, shown=f"{len(tables) - len(self._left)}/{len(tables)}")
+        except Lagging as lagging:
+            for table in tables:
+                if self._checker.ledger.unproven(str(table.name)):
+                    self._checker.ledger.set_status(str(table.name), "lagging", str(lagging))
+        return shown
+
+    async def _audit_one(self, sides: Sides, table: Comparable, bars: Progress) -> None:
+        estimate = max(0, await sides.source.fetchval("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass($1)", table.name.sql) or 0)
+        task: TaskID = bars.add_task(str(table.name), total=estimate or None, shown="0 rows", counts=True)
+
+        async def on_block(outcome: Outcome) -> None:
+            bars.update(task, completed=outcome.rows, total=max(estimate, outcome.rows) or None, shown=f"{outcome.rows:,} rows")
+
+        await self._checker.audit_table(sides, table, on_block)
+        bars.remove_task(task)
+
+    async def _values(self, sides: Sides, table: Comparable) -> Values:
+        entry = self._checker.ledger.get(str(table.name))
+        if entry is None:
+            return {}
+        sample = [row.key for row in entry.report.sample]
+        wanted = {key: row.columns for key, (_, row) in entry.rows.items() if row.key in sample}
+        found = await values(sides, table, wanted)
+        return {(str(table.name), json.dumps(entry.rows[key][1].key)): pairs for key, pairs in found.items()}
+
+    async def _restored(self, sides: Sides) -> Done:
+        """What the state file says of these two databases, within a day. Raises OperatorError for another file."""
+        identity = "SELECT current_database() || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || current_setting('port')"
+        pair = [str(await sides.source.fetchval(identity)), str(await sides.replica.fetchval(identity))]
+        if self._state is None or not self._state.exists():
+            return Done(pair=pair)
+        try:
+            done = Done.model_validate_json(self._state.read_text(encoding="utf-8"))
+        except (ValidationError, OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"{self._state} is no state of tocsin drift", "name another file with --state, or remove this one") from error
+        if done.pair != pair:
+            raise OperatorError(f"{self._state} is of other databases: {', '.join(done.pair)}", "name another file with --state, or remove this one")
+        oldest = datetime.now(UTC) - _KEPT
+        return Done(pair=pair, tables={name: report for name, report in done.tables.items() if report.verified_at is not None and report.verified_at > oldest})
+
+    def _take_over(self, name: str) -> None:
+        entry = self._checker.ledger.get(name)
+        assert entry is not None
+        entry.report = self._done.tables[name]
+        entry.audited = entry.report.verified_at
+
+    def _note(self, name: str) -> None:
+        """Only what is settled: a table that is pending or could not be read is audited again."""
+        entry = self._checker.ledger.get(name)
+        if self._state is None or entry is None or entry.report.status not in ("in_sync", "drift"):
+            return
+        self._done.tables[name] = entry.report
+        fresh = self._state.with_name(self._state.name + ".new")
+        fresh.touch(mode=0o600)  # it names keys
+        fresh.write_text(self._done.model_dump_json(indent=1), encoding="utf-8")
+        fresh.replace(self._state)
+
+    def show_interrupted(self) -> None:
+        """What is known so far, and how to go on."""
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for table in self._checker.report().tables:
+            if table.verified_at is not None:
+                console.print(f"{escape(table.table)} [{_COLOURS[table.status]}]{table.status}[/]")
+        how = f"go on with the same command: --state {self._state}" if self._state is not None else "with --state FILE it can go on where it was"
+        console.print(f"interrupted, {len(self._left)} table{'s' * (len(self._left) != 1)} left; {how}")
+
+
+def _print(report: Report, shown: Values, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        sys.stdout.write(json.dumps(_with_values(report, shown), indent=2, ensure_ascii=False) + "\n")
         return
     console = Console(highlight=False)
     grid = Table("table", "status", "rows", "missing", "extra", "different", "verified up to", "reason", box=None, header_style="dim")
     for t in report.tables:
-        counts = (str(n) if n else "" for n in (t.missing, t.extra, t.different))
+        counts = (f"{n:,}" if n else "" for n in (t.missing, t.extra, t.different))
         rows = f"{t.rows:,}" if t.rows is not None else ""
         grid.add_row(escape(t.table), f"[{_COLOURS[t.status]}]{t.status}[/]", rows, *counts, t.verified_lsn or "", escape(t.reason or ""))
     console.print(grid)
@@ -115,9 +234,28 @@ def _print(report: Report, *, as_json: bool) -> None:
         for row in t.sample:
             columns = f" in {', '.join(row.columns)}" if row.columns else ""
             console.print(f"  {escape(t.table)} {escape(str(row.key))} [red]{row.state}[/]{escape(columns)}", soft_wrap=True)
+            for name, (ours, theirs) in shown.get((t.table, json.dumps(row.key)), {}).items():
+                console.print(f"    {name}: source {_cut(ours)}, replica {_cut(theirs)}", soft_wrap=True, markup=False)
     for finding in report.replication.findings:
         colour = {"error": "red", "warning": "yellow", "info": "dim"}[finding.severity]
         console.print(f"[{colour}]{finding.severity}[/] {escape(finding.message)}", soft_wrap=True)
         console.print(f"   fix: {finding.fix}", soft_wrap=True, markup=False)
     console.print(f"[{_COLOURS[report.status]}]{report.status}[/]", end="")
     console.print(f", {report.lag_seconds:.3f} s behind" if report.lag_seconds is not None else "")
+
+
+def _with_values(report: Report, shown: Values) -> dict[str, Any]:
+    document = report.model_dump(mode="json")
+    for table in document["tables"]:
+        for row in table["sample"]:
+            pairs = shown.get((table["table"], json.dumps(row["key"])))
+            if pairs is not None:
+                row["values"] = {name: {"source": ours, "replica": theirs} for name, (ours, theirs) in pairs.items()}
+    return document
+
+
+def _cut(text: str | None) -> str:
+    """As a constant, so that NULL, an empty string and a trailing space can be told apart."""
+    if text is None:
+        return "NULL"
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

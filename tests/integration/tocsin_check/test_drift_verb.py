@@ -1,0 +1,80 @@
+"""`tocsin drift` in the terminal: values only when asked for, progress, interruption and resumption."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+
+from tests.integration.tocsin_check.test_service import tocsin
+
+Setup = Callable[..., Awaitable[None]]
+
+
+async def test_values_are_shown_only_when_asked_for(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    urls = {"source_url": source_url, "replica_url": replica_url}
+    await source.execute(
+        "CREATE TABLE a (id int, r text, v text, w text, PRIMARY KEY (id, r)); INSERT INTO a VALUES (1, 'x', 'hushhush', NULL), (2, 'y', 'b', 'c ')"
+    )
+    await setup()
+    await replica.execute("UPDATE a SET v = 'altered', w = '' WHERE id = 1; UPDATE a SET w = 'c' WHERE id = 2")
+    code, out, err = await tocsin("drift", **urls)
+    assert (code, "v, w" in out, "hushhush" in out + err, "altered" in out + err) == (1, True, False, False), out + err
+    code, out, err = await tocsin("drift", "--json", **urls)
+    assert "hushhush" not in out
+    code, out, err = await tocsin("drift", "--show-values", **urls)
+    assert "v: source 'hushhush', replica 'altered'" in out
+    assert "w: source NULL, replica ''" in out
+    assert "w: source 'c ', replica 'c'" in out
+    code, out, err = await tocsin("drift", "--json", "--show-values", **urls)
+    sample = {row["key"]["id"]: row["values"] for row in json.loads(out)["tables"][0]["sample"]}
+    assert sample == {
+        1: {"v": {"source": "hushhush", "replica": "altered"}, "w": {"source": None, "replica": ""}},
+        2: {"w": {"source": "c ", "replica": "c"}},
+    }
+
+
+async def test_an_interrupted_run_goes_on_with_the_tables_that_are_left(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, tmp_path: Path
+) -> None:
+    """The second table's partition is locked, so that the run stands there; after Ctrl-C the first one is not read again."""
+    await source.execute("""
+        CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1), (2);
+        CREATE TABLE b (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE b1 PARTITION OF b DEFAULT; INSERT INTO b VALUES (1)""")
+    await setup()
+    await replica.execute("DELETE FROM a WHERE id = 2")
+    state = tmp_path / "state.json"
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("TOCSIN_")}, "TOCSIN_DATABASE_URL": source_url, "TOCSIN_REPLICA_URL": replica_url}
+    async with source.transaction():
+        await source.execute("LOCK TABLE b1 IN ACCESS EXCLUSIVE MODE")
+        command = [sys.executable, "-m", "tocsin.cli.main", "drift", "--state", str(state)]
+        child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+        async with asyncio.timeout(20):
+            while not state.exists():
+                await asyncio.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        _, err = await child.communicate()
+    assert child.returncode == 130, err.decode()
+    assert "public.a drift" in err.decode()
+    assert "1 table left; go on with the same command" in err.decode()
+    assert state.stat().st_mode & 0o077 == 0
+    await replica.execute("INSERT INTO a VALUES (2)")  # mended, which only a new look at the table could see
+    code, out, err2 = await tocsin("drift", "--json", "--state", str(state), source_url=source_url, replica_url=replica_url)
+    assert (code, [(t["table"], t["status"]) for t in json.loads(out)["tables"]]) == (1, [("public.a", "drift"), ("public.b", "in_sync")]), err2
+    assert not state.exists(), "a run that came to its end begins anew the next time"
+    code, out, _ = await tocsin("drift", "--state", str(state), source_url=source_url, replica_url=replica_url)
+    assert (code, "in_sync" in out) == (0, True)
+    state.write_text("nonsense")
+    code, _, err2 = await tocsin("drift", "--state", str(state), source_url=source_url, replica_url=replica_url)
+    assert (code, "is no state of tocsin drift" in err2) == (2, True)
+    state.write_text('{"pair": ["elsewhere", "there"], "tables": {}}')
+    code, _, err2 = await tocsin("drift", "--state", str(state), source_url=source_url, replica_url=replica_url)
+    assert (code, "is of other databases: elsewhere, there" in err2) == (2, True)
