@@ -88,6 +88,10 @@ async def test_the_checker_and_tocsin_drift_work_with_the_least_rights(pair: tup
         await until(written)
 
     await served(visit, database_url=source_url, replica_url=replica_url)
+    await source.execute("ALTER TABLE plain ENABLE ROW LEVEL SECURITY")
+    code, out, err = await tocsin("drift", "plain", "--json", **urls)
+    report = json.loads(out)["tables"][0]
+    assert (code, report["status"], "row-level security" in report["reason"]) == (2, "unauditable", True), out + err
     await owner.close()
     await source.close()
 
