@@ -38,7 +38,9 @@ def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: St
     if cursor is None or identity.epoch is None:
         return Plan(known, Cursor(BEGINNING, None, end), 0, FIRST)
     if identity.system is not None and (identity.system, identity.timeline) != (present.system, present.timeline):
-        return Plan(reborn(known), Cursor(cursor.reached, None, end), 0, "the source is another server, or another timeline of it")
+        same = identity.system == present.system and _continues(identity, known, cursor, state, last)
+        going_on = cursor if same else Cursor(cursor.reached, None, end)
+        return Plan(reborn(known), going_on, end - going_on.stream_sequence, "the source is another server, or another timeline of it")
     other = _other_stream(identity, known)
     if other is not None:
         return Plan(known, Cursor(BEGINNING, None, end), 0, other)
@@ -48,6 +50,16 @@ def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: St
     if stranger is not None:
         return Plan(reborn(known), Cursor(cursor.reached, None, end), 0, stranger)
     return Plan(known, cursor, end - cursor.stream_sequence, None)
+
+
+def _continues(identity: Identity, present: Identity, cursor: Cursor, state: StreamState, last: Stored | None) -> bool:
+    """After a failover: whether the stream ends in the batch of the cursor that the new primary has.
+
+    Then all of the batch is there too: what S' sees was committed, and so in the WAL, before the row that holds S'. Where the standby
+    was behind, the stream has later batches, and the journal's rows may get other sequences or be gone: that is no continuation.
+    """
+    same = _other_stream(identity, present) is None and state.last_sequence >= cursor.stream_sequence
+    return same and _stranger(identity, cursor, state, last) is None
 
 
 def _other_stream(identity: Identity, present: Identity) -> str | None:

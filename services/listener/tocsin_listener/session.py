@@ -184,6 +184,9 @@ class Listener:
                     meters=self.meters,
                 )
                 await relay.finish(resumed.published)
+                if resumed.new_epoch is not None:
+                    # The batch's first messages have the old epoch: a second start must not have to make sense of that.
+                    await relay.settle()
                 self.meters.role, self.meters.epoch, self.meters.trouble = "leader", address.epoch, ""
                 log.info("leading", stream=state.name, epoch=address.epoch, last_sequence=relay.cursor.stream_sequence)
                 async with asyncio.TaskGroup() as group:

@@ -61,11 +61,27 @@ def test_a_stream_made_anew_gets_the_whole_journal() -> None:
     assert (decided.cursor, decided.new_epoch is not None) == (Cursor(BEGINNING, None, 0), True)
 
 
-@pytest.mark.parametrize("present", [replace(PRESENT, system="other"), replace(PRESENT, timeline="2")])
-def test_a_failover_begins_a_new_incarnation_from_the_cursor_that_survived(present: Identity) -> None:
-    decided = plan(IDENTITY, present, UNDER_WAY, stream(103), Stored("e1", 50, 2, None))
+def test_another_system_begins_a_new_incarnation_from_the_cursor_that_survived() -> None:
+    decided = plan(IDENTITY, replace(PRESENT, system="other"), UNDER_WAY, stream(103), Stored("e1", 50, 2, None))
     assert decided.identity.incarnation != "inc"
     assert (decided.cursor, decided.new_epoch is not None) == (Cursor("5:5:", None, 103), True)
+
+
+def test_a_failover_goes_on_in_the_batch_that_the_new_primary_knows_of() -> None:
+    """A batch whose intent was replicated is there whole, so that what the stream has of it is not sent again."""
+    decided = plan(IDENTITY, replace(PRESENT, timeline="2"), UNDER_WAY, stream(103), Stored("e1", 50, 2, None))
+    assert decided.identity.incarnation != "inc"
+    assert (decided.cursor, decided.published, decided.new_epoch is not None) == (UNDER_WAY, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("end", "last"), [(120, Stored("e1", 60, 2, None)), (99, None), (103, Stored("other", 50, 2, None))], ids=["behind", "backwards", "stranger"]
+)
+def test_a_failover_to_a_standby_that_was_behind_begins_from_its_cursor(end: int, last: Stored | None) -> None:
+    """The stream has batches that the new primary does not know of: its own rows come again, under the new incarnation."""
+    decided = plan(IDENTITY, replace(PRESENT, timeline="2"), UNDER_WAY, stream(end), last)
+    assert (decided.cursor, decided.published) == (Cursor("5:5:", None, end), 0)
+    assert decided.identity.incarnation != "inc"
 
 
 def test_the_first_start_begins_at_the_journals_begin() -> None:
