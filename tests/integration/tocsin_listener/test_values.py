@@ -162,6 +162,16 @@ async def test_merge_pairs_each_updated_row_with_its_old_one(installed: asyncpg.
     assert sorted(e["key"]["id"] for e in seen if e["op"] == "insert") == list(range(50, 60))
 
 
+async def test_a_plan_made_for_two_rows_is_good_for_many(installed: asyncpg.Connection, events: Events) -> None:
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT g, 'x' FROM generate_series(1, 30000) AS g")
+    await watch(installed, ["t"])
+    await installed.execute("SET statement_timeout = '20s'")
+    for _ in range(7):
+        await installed.execute("UPDATE t SET a = a || 'y' WHERE id < 3")
+    await installed.execute("UPDATE t SET a = a || 'z'")
+    assert await installed.fetchval("SELECT count(*) FROM tocsin.journal") == 7 * 2 + 30000
+
+
 async def test_an_update_across_partitions_that_a_trigger_stops_half_way(installed: asyncpg.Connection, events: Events) -> None:
     """A moved row is a DELETE and an INSERT to its triggers. Where the INSERT's says no, PostgreSQL has deleted the row all the same;
     pairs by place in the transition tables must not shift.

@@ -336,7 +336,8 @@ DECLARE
     "tocsin:stack" text := 'tocsin.s' || TG_RELID || TG_OP;
     "tocsin:numbers" text := current_setting("tocsin:stack", true);
     -- A writer may set the setting to anything: what is no number is none.
-    "tocsin:number" bigint := substring("tocsin:numbers" FROM '^\d{1,18}(?= )');
+    "tocsin:first" text := split_part("tocsin:numbers", ' ', 1);
+    "tocsin:number" bigint := CASE WHEN length("tocsin:first") BETWEEN 1 AND 18 AND ltrim("tocsin:first", '0123456789') = '' THEN "tocsin:first" END;
     "tocsin:leaf" smallint := coalesce(pg_sequence_last_value(%s), 0) %% 8;
     "tocsin:annotation" text := nullif(current_setting('tocsin.annotation', true), '');
     "tocsin:found" boolean := false;
@@ -356,6 +357,26 @@ BEGIN
     RETURN NULL;
 END $q$, 'tocsin.leaf'::regclass::oid, source);
 END $body$;
+
+-- The settings that the text of this table's values depends on, pinned. Each costs every statement about 0.15 µs.
+CREATE OR REPLACE FUNCTION tocsin.settings_source(w tocsin.watched) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+WITH every (setting, types) AS (VALUES
+    ($q$SET timezone = 'UTC'$q$, '{timestamp with time zone}'::text[]),
+    ($q$SET datestyle = 'ISO, YMD'$q$, '{timestamp with time zone,timestamp without time zone,date}'),
+    ($q$SET intervalstyle = 'iso_8601'$q$, '{interval}'),
+    ($q$SET extra_float_digits = 1$q$, '{real,double precision}'),
+    ($q$SET bytea_output = 'hex'$q$, '{bytea}'),
+    ($q$SET lc_monetary = 'C'$q$, '{money}')
+), present AS (
+    SELECT DISTINCT type FROM tocsin.shape(w.relation)
+    WHERE type <> ALL ('{boolean,smallint,integer,bigint,oid,numeric,text,character varying,character,uuid,json,jsonb,time without time zone}')
+)
+SELECT coalesce(string_agg(setting, ' '), '') FROM every
+WHERE types && ARRAY(SELECT type FROM present)
+   -- An array, a range, a type of the application's or a condition may depend on any.
+   OR tocsin.is_risky(w) OR EXISTS (SELECT FROM present WHERE type <> ALL (SELECT unnest(e.types) FROM every AS e))
+$$;
 
 -- Whether the function as it stands can be planned: names, types and the condition. NULL, or what is wrong.
 CREATE OR REPLACE FUNCTION tocsin.trouble(w tocsin.watched) RETURNS text
@@ -396,8 +417,9 @@ BEGIN
             CONTINUE;
         END IF;
         EXECUTE format($q$CREATE OR REPLACE FUNCTION tocsin.%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-            SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO, YMD' SET intervalstyle = 'iso_8601'
-            SET extra_float_digits = 1 SET bytea_output = 'hex' SET lc_monetary = 'C' AS %L$q$, op, w.id, tocsin.body(w, op, trouble IS NOT NULL));
+            SET search_path = pg_catalog, pg_temp %s AS %L$q$, op, w.id,
+            -- The plan is made for the first statement's number of rows and kept: a nested loop for two would be quadratic for a million.
+            tocsin.settings_source(w) || CASE op WHEN 'update' THEN ' SET enable_nestloop = off' ELSE '' END, tocsin.body(w, op, trouble IS NOT NULL));
         EXECUTE format('REVOKE ALL ON FUNCTION tocsin.%s_%s() FROM PUBLIC', op, w.id);
     END LOOP;
     FOR member IN SELECT * FROM tocsin.family(w.relation) LOOP

@@ -73,6 +73,17 @@ CREATE TABLE IF NOT EXISTS tocsin.quarantine (
     PRIMARY KEY (seq, copy)
 );
 
+-- The journal row under which it was sent again; `tocsin retry` writes it. The row itself stays: a batch read again must skip its place.
+ALTER TABLE tocsin.quarantine ADD COLUMN IF NOT EXISTS retried bigint;
+
+-- How far `tocsin backfill` is, written in the transaction of each page; no row where none is unfinished.
+CREATE TABLE IF NOT EXISTS tocsin.backfill (
+    relation regclass PRIMARY KEY,
+    after text[] NOT NULL,      -- the key of the last row read
+    rows bigint NOT NULL,
+    at timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE IF NOT EXISTS tocsin.watched (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relation regclass NOT NULL UNIQUE,
