@@ -23,6 +23,7 @@ from nats.micro.request import Request
 from tocsin import __version__
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.event import EPOCH_METADATA
+from tocsin.nats_login import NatsLogin
 
 API_TIMEOUT: Final = 5.0
 STREAM_NOT_FOUND: Final = 10059
@@ -65,12 +66,12 @@ class JetStreamError(Exception):
 
 
 @contextlib.asynccontextmanager
-async def connect(servers: list[str], *, name: str, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
+async def connect(servers: list[str], *, name: str, login: NatsLogin | None = None, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
     """A connection that waits for the server as long as it takes, says so, and reconnects without end.
 
-    Raises OperatorError for a URL that can't be one. At the end what was published is flushed, for at most 2 s.
+    Raises OperatorError for a URL that can't be one and for a wrong file of `login`. At the end what was published is flushed, for at most 2 s.
     """
-    link, establish = _prepare(servers, name, pending_bytes)
+    link, establish = _prepare(servers, name, login or NatsLogin(), pending_bytes)
     await establish()
     try:
         yield link
@@ -79,12 +80,12 @@ async def connect(servers: list[str], *, name: str, pending_bytes: int = 8 << 20
 
 
 @contextlib.asynccontextmanager
-async def connecting(servers: list[str], *, name: str, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
+async def connecting(servers: list[str], *, name: str, login: NatsLogin | None = None, pending_bytes: int = 8 << 20) -> AsyncIterator[Link]:
     """Like `connect`, but there before the server is: wait for `connected` before the first use of `client`.
 
     Raises an ExceptionGroup with OperatorError for a URL that can't be one.
     """
-    link, establish = _prepare(servers, name, pending_bytes)
+    link, establish = _prepare(servers, name, login or NatsLogin(), pending_bytes)
     async with asyncio.TaskGroup() as group:
         establishing = group.create_task(establish())
         try:
@@ -94,10 +95,11 @@ async def connecting(servers: list[str], *, name: str, pending_bytes: int = 8 <<
             await _end(link.client)
 
 
-def _prepare(servers: list[str], name: str, pending_bytes: int) -> tuple[Link, Callable[[], Coroutine[Any, Any, None]]]:
+def _prepare(servers: list[str], name: str, login: NatsLogin, pending_bytes: int) -> tuple[Link, Callable[[], Coroutine[Any, Any, None]]]:
     """A link, and what connects it for the first time."""
     client = Client()
     link = Link(client)
+    options = login.options_for(client)
     shown = ", ".join(server.rpartition("@")[2] for server in servers)
     said = 0.0
 
@@ -133,12 +135,20 @@ def _prepare(servers: list[str], name: str, pending_bytes: int) -> tuple[Link, C
                 max_outstanding_pings=2,
                 pending_size=pending_bytes,
                 drain_timeout=2,
+                # An inbox prefix of its own: a user that may read `_INBOX.>` reads everybody's answers.
+                inbox_prefix=inbox_prefix(name).encode(),
+                **options,
             )
         except (ValueError, nats.errors.Error) as error:
             raise OperatorError(f"TOCSIN_NATS_URL={shown!r}: {error}", "write it as nats://host:4222, several separated by commas", exit_code=2) from error
         link.connected.set()
 
     return link, establish
+
+
+def inbox_prefix(name: str) -> str:
+    """Where a part named so gets its answers: `_INBOX.tocsin-gateway`; one token after `_INBOX`, so that a permission can name it."""
+    return "_INBOX." + "".join(character if character.isascii() and (character.isalnum() or character in "-_") else "-" for character in name)
 
 
 async def _end(client: Client) -> None:

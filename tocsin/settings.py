@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -17,9 +18,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tocsin.duration import parse_duration
 from tocsin.errors import OperatorError
+from tocsin.nats_login import NatsLogin
 from tocsin.subject import Pattern, encode_token
 
 _PASSWORD = re.compile(r"(//[^:/@\s]*):[^@\s]*@")
+SECRETS = ("jwt_secret", "database_url", "replica_url", "nats_url")
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -39,6 +42,12 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="The source database, postgresql://user@host:5432/name; a direct connection, no transaction pooler")
     replica_url: str | None = Field(None, description="The logical replica that the checker audits")
     nats_url: str = Field(DEFAULT_NATS_URL, description="NATS with JetStream; several servers separated by commas")
+    nats_creds: Path | None = Field(None, description="File with a NATS user's credentials (JWT and seed), as nsc writes it")
+    nats_nkey_seed: Path | None = Field(None, description="File with a NATS user's NKEY seed; instead of credentials")
+    nats_tls_ca: Path | None = Field(None, description="PEM file of the authority that NATS's certificate has to come from; default: the system's")
+    nats_tls_cert: Path | None = Field(None, description="PEM file of our own certificate, where NATS asks for one")
+    nats_tls_key: Path | None = Field(None, description="PEM file of its key")
+    nats_tls_first: bool = Field(False, description="1 begins with TLS, before NATS says a word; NATS needs `handshake_first: true`")
     source: str | None = Field(None, description="The source's name in subjects and events; default: the database's name")
     stream: str | None = Field(None, description="The JetStream stream; default TOCSIN_<SOURCE>")
     subject_prefix: str = Field("pg", description="The first token of every subject")
@@ -58,6 +67,10 @@ class Settings(BaseSettings):
     embedded_source_port: Port = Field(5433, description="Port of the source PostgreSQL that `tocsin up` starts")
     embedded_replica_port: Port = Field(5434, description="Port of the replica PostgreSQL that `tocsin up` starts")
     jwt_secret: SecretStr | None = Field(None, description="Secret of HS256 tokens")
+    jwt_secret_file: Path | None = Field(None, description="File that holds TOCSIN_JWT_SECRET; the setting itself wins")
+    database_url_file: Path | None = Field(None, description="File that holds TOCSIN_DATABASE_URL, password and all; the setting itself wins")
+    replica_url_file: Path | None = Field(None, description="File that holds TOCSIN_REPLICA_URL; the setting itself wins")
+    nats_url_file: Path | None = Field(None, description="File that holds TOCSIN_NATS_URL; the setting itself wins")
     jwks_url: str | None = Field(None, description="Where the keys of RS256 and ES256 tokens are")
     jwt_audience: str | None = Field(None, description="The audience that a token must name")
     jwt_issuer: str | None = Field(None, description="The issuer that a token must name")
@@ -119,6 +132,10 @@ class Settings(BaseSettings):
     def nats_servers(self) -> list[str]:
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
+    @property
+    def nats_login(self) -> NatsLogin:
+        return NatsLogin(self.nats_creds, self.nats_nkey_seed, self.nats_tls_ca, self.nats_tls_cert, self.nats_tls_key, self.nats_tls_first)
+
     def require_database_url(self) -> str:
         return _required(self.database_url, "TOCSIN_DATABASE_URL", "the source database")
 
@@ -135,14 +152,33 @@ def _required(value: str | None, name: str, what: str) -> str:
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Settings from the environment, `.env` and the flags that are not None."""
+    """Settings from the environment, `.env` and the flags that are not None, and secrets from the files that they name."""
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**given)
+        secrets = _secrets(settings)
+        return Settings(**{**given, **secrets}) if secrets else settings
     except ValidationError as invalid:
         lines = [_describe(error) for error in invalid.errors(include_url=False)]
         raise OperatorError(
             "\n".join(lines), "correct the setting and start again; `tocsin --help` and docs/settings.md list all of them", exit_code=2
         ) from None
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """What the files say, for each setting that is not set itself."""
+    found = {}
+    for name in SECRETS:
+        path = getattr(settings, f"{name}_file")
+        if path is None or name in settings.model_fields_set:
+            continue
+        try:
+            found[name] = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"TOCSIN_{name.upper()}_FILE={path}: {error}", "name a text file that this user may read", exit_code=2) from error
+        if not found[name]:
+            raise OperatorError(f"TOCSIN_{name.upper()}_FILE={path} is empty", f"write into it what TOCSIN_{name.upper()} would be", exit_code=2)
+    return found
 
 
 def child_environment(**settings: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
     sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
     limits = limits or Limits()
     try:
-        async with broker.connecting(settings.nats_servers, name="tocsin-gateway") as link:
+        async with broker.connecting(settings.nats_servers, name="tocsin-gateway", login=settings.nats_login) as link:
             gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins, trusts_names=settings.insecure)
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())

@@ -32,14 +32,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     app = listener_app(meters)
     sock = bind(settings.listener_host, settings.listener_port, "TOCSIN_LISTENER_PORT")
     async with asyncio.TaskGroup() as group:
-        working = [group.create_task(_work(config, settings.nats_servers, meters))]
+        working = [group.create_task(_work(config, settings, meters))]
         await serve_http(app, sock, stop)
         for task in working:
             task.cancel()
 
 
-async def _work(config: Config, servers: list[str], meters: Meters) -> None:
-    async with broker.connect(servers, name=f"tocsin listener {config.source}") as link, asyncio.TaskGroup() as group:
+async def _work(config: Config, settings: Settings, meters: Meters) -> None:
+    async with broker.connect(settings.nats_servers, name=f"tocsin listener {config.source}", login=settings.nats_login) as link, asyncio.TaskGroup() as group:
         listener = Listener(config, link, meters)
         group.create_task(listener.run())
         group.create_task(listener.behind())

@@ -55,7 +55,7 @@ async def _announce(settings: Settings, checker: Checker) -> None:
         return checker.report().model_dump_json().encode()
 
     async with (
-        broker.connect(settings.nats_servers, name="tocsin check") as link,
+        broker.connect(settings.nats_servers, name="tocsin check", login=settings.nats_login) as link,
         broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status),
     ):
         await asyncio.Event().wait()

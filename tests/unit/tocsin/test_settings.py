@@ -101,3 +101,28 @@ def test_a_child_gets_what_we_say_and_a_server_only_what_it_needs(monkeypatch: p
 
 def test_every_setting_says_what_it_is_for() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_a_secret_comes_from_its_file_and_the_setting_itself_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret, url = tmp_path / "secret", tmp_path / "url"
+    secret.write_text("from the file\n")
+    url.write_text("postgresql://app:hidden@db/shop\n")
+    monkeypatch.setenv("TOCSIN_JWT_SECRET_FILE", str(secret))
+    monkeypatch.setenv("TOCSIN_DATABASE_URL_FILE", str(url))
+    settings = load_settings()
+    assert settings.jwt_secret is not None
+    assert settings.jwt_secret.get_secret_value() == "from the file"
+    assert settings.database_url == "postgresql://app:hidden@db/shop"
+    assert load_settings(database_url="postgresql://db/other").database_url == "postgresql://db/other"
+
+
+@pytest.mark.parametrize("content", [None, "  \n"])
+def test_a_secret_file_that_is_missing_or_empty_ends_the_start(content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty secret must never mean that no token is asked for."""
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("TOCSIN_JWT_SECRET_FILE", str(path))
+    with pytest.raises(OperatorError, match="TOCSIN_JWT_SECRET_FILE") as refused:
+        load_settings()
+    assert refused.value.exit_code == 2

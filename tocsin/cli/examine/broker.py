@@ -28,7 +28,15 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         said.append(error)
 
     try:
-        await client.connect(settings.nats_servers, name="tocsin doctor", allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=3, error_cb=remember)
+        await client.connect(
+            settings.nats_servers,
+            name="tocsin doctor",
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            connect_timeout=3,
+            error_cb=remember,
+            **settings.nats_login.options_for(client),
+        )
     except (OSError, ValueError, TimeoutError, nats.errors.Error) as error:
         yield bad(
             PART,
