@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -35,6 +35,10 @@ class Meters:
     latency: Histogram = field(init=False)
     behind_seconds: Gauge = field(init=False)
     behind_rows: Gauge = field(init=False)
+    journal_bytes: Gauge = field(init=False)
+    oldest_writer: Gauge = field(init=False)
+    notify_queue: Gauge = field(init=False)
+    set_aside: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
         self.events = Counter("tocsin_events", "Messages acknowledged by JetStream", registry=self.registry)
@@ -46,8 +50,16 @@ class Meters:
         )
         self.behind_seconds = Gauge("tocsin_journal_behind_seconds", "Age of the oldest event not yet in the stream", registry=self.registry)
         self.behind_rows = Gauge("tocsin_journal_behind_rows", "Events not yet in the stream, at most a million counted", registry=self.registry)
+        self.journal_bytes = Gauge("tocsin_journal_bytes", "Size of the journal in the source, indexes and what is kept included", registry=self.registry)
+        self.oldest_writer = Gauge(
+            "tocsin_oldest_writer_seconds", "Age of the oldest open transaction that has written; its events wait for its end", ["pid"], registry=self.registry
+        )
+        self.notify_queue = Gauge("tocsin_notify_queue_usage", "Share of PostgreSQL's NOTIFY queue in use, 0 to 1", registry=self.registry)
+        self.set_aside = Gauge("tocsin_quarantine_waiting", "Messages in tocsin.quarantine that were not sent again", registry=self.registry)
         leader = Gauge("tocsin_leader", "1 in the process that writes the stream", registry=self.registry)
         leader.set_function(lambda: float(self.role == "leader"))
+        standby = Gauge("tocsin_standby", "1 in a process that waits for the lead", registry=self.registry)
+        standby.set_function(lambda: float(self.role == "standby"))
         for name, what in (
             ("naps", "times the listener went to sleep"),
             ("bells", "times a NOTIFY woke it"),
@@ -55,6 +67,15 @@ class Meters:
         ):
             gauge = Gauge(f"tocsin_{name}", what[0].upper() + what[1:], registry=self.registry)
             gauge.set_function(lambda name=name: float(getattr(self.counts, name)))  # type: ignore[misc]
+
+    def measured(self, row: Mapping[str, Any]) -> None:
+        """What the query `measure` found in the source."""
+        self.journal_bytes.set(row["journal_bytes"])
+        self.notify_queue.set(row["notify_queue"])
+        self.set_aside.set(row["set_aside"])
+        self.oldest_writer.clear()
+        if row["oldest_pid"] is not None:
+            self.oldest_writer.labels(str(row["oldest_pid"])).set(row["oldest_age"])
 
     def sent(self, messages: Sequence[Message]) -> None:
         """A chunk was acknowledged."""

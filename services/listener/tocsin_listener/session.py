@@ -301,6 +301,9 @@ class Listener:
                         if row is not None:
                             self.meters.behind_rows.set(row["rows"])
                             self.meters.behind_seconds.set(row["age"])
+                        measured = await connection.fetchrow(QUERIES["measure"])
+                        if measured is not None:
+                            self.meters.measured(dict(measured))
                         await asyncio.sleep(5)
             await asyncio.sleep(5)
 

@@ -215,3 +215,19 @@ async def test_leaves_are_emptied_only_behind_the_cursor(start: Start, installed
     await installed.execute("INSERT INTO t VALUES (3); SELECT tocsin.advance(8 + 7)")
     assert not any([await rotate(installed) for _ in range(3)]), "the next leaf, 0, holds an event that was never sent"
     assert "3" in await installed.fetchval(kept)
+
+
+async def test_the_oldest_writer_the_journal_and_the_queue_are_measured(start: Start, installed: asyncpg.Connection, source_url: str) -> None:
+    writer = await asyncpg.connect(source_url)
+    pid = await writer.fetchval("SELECT pg_backend_pid()")
+    await writer.execute("BEGIN; SELECT pg_current_xact_id()")
+    async with start() as settings, httpx.AsyncClient() as client, asyncio.timeout(15):
+        metrics = ""
+        while f'tocsin_oldest_writer_seconds{{pid="{pid}"}}' not in metrics:
+            await asyncio.sleep(0.05)
+            metrics = (await client.get(f"http://127.0.0.1:{settings.listener_port}/metrics")).text
+    figures = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    assert float(figures["tocsin_journal_bytes"]) > 0
+    assert 0 <= float(figures["tocsin_notify_queue_usage"]) < 1
+    assert (float(figures["tocsin_standby"]), float(figures["tocsin_quarantine_waiting"])) == (0, 0)
+    writer.terminate()

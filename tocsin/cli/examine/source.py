@@ -131,7 +131,7 @@ async def _installation(connection: asyncpg.Connection) -> AsyncIterator[Finding
         yield await _triggers(connection, watch)
     if refused := await connection.fetchval(_SQL["lost_to_quarantine"]):
         yield bad(
-            PART, f"NATS refused {refused} events for good; they are in tocsin.quarantine", "SELECT seq, subject, reason FROM tocsin.quarantine ORDER BY seq;"
+            PART, f"NATS refused {refused} events for good; they are in tocsin.quarantine", "mend what `tocsin retry --list` names, then: tocsin retry"
         )
 
 

@@ -39,4 +39,4 @@ SELECT slot_name, active, wal_status, database, pg_size_pretty(pg_wal_lsn_diff(p
 FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database()
 
 -- name: lost_to_quarantine
-SELECT count(*) FROM tocsin.quarantine
+SELECT count(*) FROM tocsin.quarantine WHERE retried IS NULL

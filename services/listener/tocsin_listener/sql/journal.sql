@@ -64,3 +64,17 @@ FROM (
       AND NOT pg_visible_in_snapshot(xid, (SELECT $1::text::pg_snapshot))
     LIMIT 1000000
 ) AS behind
+
+-- name: measure
+-- Sizes, the NOTIFY queue, and the oldest open transaction of this database that has an xid. Other sessions' are NULL to a role without
+-- pg_read_all_stats, which then sees none.
+SELECT (SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint FROM pg_inherits WHERE inhparent = 'tocsin.journal'::regclass) AS journal_bytes,
+       pg_notification_queue_usage() AS notify_queue,
+       (SELECT count(*) FROM tocsin.quarantine WHERE retried IS NULL) AS set_aside,
+       w.pid AS oldest_pid, extract(epoch FROM clock_timestamp() - w.xact_start)::float8 AS oldest_age
+FROM (SELECT) AS always
+LEFT JOIN (
+    SELECT pid, xact_start FROM pg_stat_activity
+    WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
+    ORDER BY xact_start LIMIT 1
+) AS w ON true
