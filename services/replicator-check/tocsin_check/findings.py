@@ -34,20 +34,21 @@ class Finding:
 class CounterWatch:
     """Remembers the subscriptions' counters from look to look, so that an error of last year is not one of now."""
 
-    RECENT: Final = 60.0
+    # A server that was restarted costs one error; one that still fails adds another every few seconds.
+    RECENT: Final = 15.0
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], list[tuple[float, int]]] = {}
 
     def look(self, facts: Facts, now: float) -> Rising:
-        """`now` in seconds of a clock that never goes back; what rose within the last RECENT seconds."""
+        """`now` in seconds of a clock that never goes back; what rose within the last RECENT seconds, or since the last look."""
         rising: dict[tuple[str, str], tuple[int, float]] = {}
         for s in facts.subscriptions:
             for counter, value in s.counters.items():
                 before = self._seen.get((s.name, counter), [])
                 if before and value < before[-1][1]:
                     before = []  # the statistics were reset
-                seen = [look for look in before if look[0] >= now - self.RECENT] + [(now, value)]
+                seen = ([look for look in before if look[0] >= now - self.RECENT] or before[-1:]) + [(now, value)]
                 self._seen[s.name, counter] = seen
                 if value > seen[0][1]:
                     rising[s.name, counter] = (value - seen[0][1], now - seen[0][0])

@@ -126,10 +126,10 @@ def test_an_error_counter_is_an_error_only_while_it_rises() -> None:
 
     watch = CounterWatch()
     seen = []
-    for now, times in ((0.0, 7), (5.0, 7), (10.0, 9), (30.0, 9), (71.0, 9), (80.0, 0), (85.0, 1)):
+    for now, times in ((0.0, 7), (5.0, 7), (10.0, 9), (19.0, 9), (26.0, 9), (30.0, 0), (35.0, 1), (90.0, 1), (180.0, 2)):
         [*found] = findings(failed(times), watch.look(failed(times), now))
         seen.append([f.severity for f in found])
-    assert seen == [["info"], ["info"], ["error"], ["error"], ["info"], [], ["error"]]
+    assert seen == [["info"], ["info"], ["error"], ["error"], ["info"], [], ["error"], ["info"], ["error"]]
 
 
 @pytest.mark.parametrize(
