@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.tocsin_listener.conftest import Events, journal_events
+from tocsin_listener.alteration import follow_shapes
 from tocsin_listener.install import install
 from tocsin_listener.watch import watch
 
@@ -171,6 +172,35 @@ async def test_without_event_triggers_the_functions_survive_until_the_listener_h
         assert without_row or change == "column renamed"
     if not change.startswith("condition"):
         assert "truncated" not in [e for e in seen if e["subject"].startswith("change.")][-1], "all is as before again"
+
+
+async def test_the_listener_looks_by_itself_where_there_are_no_event_triggers(
+    unprivileged: asyncpg.Connection, source: asyncpg.Connection, source_url: str
+) -> None:
+    """It waits for no lock that a writer holds, and looks again."""
+    await unprivileged.execute("CREATE TABLE t (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    await watch(unprivileged, ["t"])
+    looking = asyncio.create_task(follow_shapes(source_url))
+    try:
+        async with unprivileged.transaction():
+            await unprivileged.execute("CREATE TABLE p PARTITION OF t DEFAULT; INSERT INTO p VALUES (1)")
+        async with unprivileged.transaction():
+            await unprivileged.execute("INSERT INTO p VALUES (2)")
+            async with asyncio.timeout(10):
+                # Until the listener has waited for this transaction's lock, and has given up.
+                while not await source.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'p'::regclass AND NOT granted"):
+                    await asyncio.sleep(0.01)
+                while await source.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'p'::regclass AND NOT granted"):
+                    await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not await source.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'p'::regclass AND tgname LIKE 'tocsin%'"):
+                await asyncio.sleep(0.05)
+        await unprivileged.execute("INSERT INTO p VALUES (3)")
+    finally:
+        looking.cancel()
+    announced, *inserts = await journal_events(source)
+    assert announced["changes"] == [{"what": "partition joined", "table": "public.p"}]
+    assert [e["key"]["id"] for e in inserts] == [3]
 
 
 async def test_a_dropped_table_is_announced_and_forgotten(installed: asyncpg.Connection, events: Events) -> None:

@@ -298,7 +298,7 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
 SELECT format($q$
     BEGIN%s
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR plpgsql_error OR program_limit_exceeded OR feature_not_supported
-        OR cardinality_violation OR external_routine_exception THEN%s
+        OR cardinality_violation OR external_routine_exception OR integrity_constraint_violation THEN%s
     END;$q$, source, instead)
 $$;
 
