@@ -91,3 +91,18 @@ async def _stream(client: Client, settings: Settings) -> AsyncIterator[Finding]:
         yield bad(PART, f"the stream {name} has no epoch: it was not made by a listener", "set TOCSIN_STREAM to a name of its own, or remove that stream")
     else:
         yield good(PART, f"the stream {name}: {state.messages:,} messages, {state.bytes:,} bytes, epoch {state.epoch}")
+    for field, allowed, setting in (
+        ("storage", "file", ""),
+        ("retention", "limits", ""),
+        ("discard", "old", ""),
+        ("num_replicas", settings.stream_replicas, "TOCSIN_STREAM_REPLICAS"),
+        ("max_bytes", int(settings.stream_max_bytes), "TOCSIN_STREAM_MAX_BYTES"),
+        ("max_age", int(settings.stream_max_age.total_seconds() * 1e9), "TOCSIN_STREAM_MAX_AGE"),
+    ):
+        if (present := state.config.get(field)) != allowed:
+            fix = f"restart the listener, which sets it{f', or set {setting} to what is meant' if setting else ''}"
+            if field in ("storage", "retention"):
+                fix = (
+                    f"it can't be changed in place: set TOCSIN_STREAM to a new name, or remove {name} and restart the listener, which fills it from the journal"
+                )
+            yield bad(PART, f"the stream {name} has {field} {present}, not {allowed}", fix)

@@ -130,9 +130,7 @@ async def _installation(connection: asyncpg.Connection) -> AsyncIterator[Finding
     for watch in watched:
         yield await _triggers(connection, watch)
     if refused := await connection.fetchval(_SQL["lost_to_quarantine"]):
-        yield bad(
-            PART, f"NATS refused {refused} events for good; they are in tocsin.quarantine", "mend what `tocsin retry --list` names, then: tocsin retry"
-        )
+        yield bad(PART, f"NATS refused {refused} events for good; they are in tocsin.quarantine", "mend what `tocsin retry --list` names, then: tocsin retry")
 
 
 async def _triggers(connection: asyncpg.Connection, watch: asyncpg.Record) -> Finding:
