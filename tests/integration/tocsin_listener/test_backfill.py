@@ -81,6 +81,25 @@ async def test_applied_in_order_it_gives_the_table_however_many_write_meanwhile(
     assert {"read", "update", "delete", "insert"} == {event["op"] for event in found}
 
 
+async def test_a_row_that_is_being_changed_is_waited_for_and_not_undone(installed: asyncpg.Connection, source_url: str, events: Events) -> None:
+    """Without the rows' lock the read event, later than the change, has the value from before it. And the writer never waits for the backfill."""
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 3) AS i")
+    await watch(installed, ["t"])
+    reader, writer = await asyncpg.connect(source_url), await asyncpg.connect(source_url)
+    await writer.execute("BEGIN; SET LOCAL lock_timeout = '1s'; UPDATE t SET n = 5 WHERE id = 2")
+    reading = asyncio.create_task(backfill(reader, "t"))
+    async with asyncio.timeout(10):
+        while not reading.done() and not await installed.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"):
+            await asyncio.sleep(0.005)
+    assert not reading.done(), "it waits"
+    await writer.execute("UPDATE t SET n = 6 WHERE id = 1; COMMIT")
+    assert (await reading).written == 3
+    last = {event["key"]["id"]: (event["op"], event["new"]["n"]) for event in await events()}
+    assert last == {1: ("read", 6), 2: ("read", 5), 3: ("read", 0)}
+    await reader.close()
+    await writer.close()
+
+
 async def test_mistakes_are_named_with_their_fix(installed: asyncpg.Connection) -> None:
     await installed.execute("CREATE TABLE t (id int)")
     with pytest.raises(OperatorError) as raised:
