@@ -33,7 +33,8 @@ async def until_there(url: str) -> None:
             try:
                 await postgres.close(await postgres.connect(url, setting=SETTING, application="test"))
             except TocsinError as refused:
-                assert "certificate" not in str(refused), refused
+                if "certificate" in str(refused):
+                    raise
                 await asyncio.sleep(0.2)
             else:
                 return
@@ -75,5 +76,5 @@ async def test_a_certificate_for_another_name_is_refused(folder: Path) -> None:
     ours.issue("elsewhere", x509.DNSName("db.example.org"))
     async with postgres_with(folder, "elsewhere") as url:
         await until_there(f"{url}?sslmode=require")
-        with pytest.raises(TocsinError, match="certificate is not valid for '127.0.0.1'"):
+        with pytest.raises(TocsinError, match=r"certificate is not valid for '127\.0\.0\.1'"):
             await postgres.connect(f"{url}?sslmode=verify-full&sslrootcert={ours.ca}", setting=SETTING, application="test")
