@@ -17,20 +17,20 @@ COMPOSITE = Reading(
 
 
 def test_ranges_are_half_open_compare_whole_keys_and_keep_the_filter_apart() -> None:
-    sql, arguments = COMPOSITE.digest_sql(("1", "x"), ("2", "y"))
+    sql, arguments = COMPOSITE.digest_sql(("1", "x"), ("2", "y"), 7)
     assert (
         """WHERE (t."a", t."b") >= ($1::text::integer, $2::text::uuid) AND (t."a", t."b") < ($3::text::integer, $4::text::uuid) AND (a > 0 OR b IS NULL)"""
         in sql
     )
     assert arguments == ["1", "x", "2", "y"]
-    assert "WHERE (a > 0 OR b IS NULL)" in COMPOSITE.digest_sql(None, None)[0]
+    assert "WHERE (a > 0 OR b IS NULL)" in COMPOSITE.digest_sql(None, None, 7)[0]
 
 
 def test_a_table_without_a_key_is_summed_because_equal_rows_cancel_in_xor() -> None:
     keyless = Reading("t", COMPOSITE.key, COMPOSITE.columns, unique=False)
-    assert "bit_xor" in COMPOSITE.digest_sql(None, None)[0]
-    assert "bit_xor" not in keyless.digest_sql(None, None)[0]
-    assert "sum(" in keyless.digest_sql(None, None)[0]
+    assert "bit_xor" in COMPOSITE.digest_sql(None, None, 7)[0]
+    assert "bit_xor" not in keyless.digest_sql(None, None, 7)[0]
+    assert "sum(" in keyless.digest_sql(None, None, 7)[0]
 
 
 def test_lookups_pass_one_array_for_each_part_of_the_key() -> None:
