@@ -188,7 +188,7 @@ class TableAudit:
             await self._fenced()
             async with replica.transaction(isolation="repeatable_read", readonly=True):
                 theirs = await self._hashes(replica, self._table.replica, low, high)
-                unequal = [*(ours - theirs), *(theirs - ours)]
+                unequal = self._unequal(ours, theirs)
                 if not unequal:
                     return []
                 listed, copied = await both(
@@ -202,12 +202,19 @@ class TableAudit:
             cases.append(case)
         return cases
 
-    async def _hashes(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None) -> Counter[int]:
+    async def _hashes(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None) -> array[int]:
         sql, arguments = reading.hashes_sql(low, high, self._seed)
         found = array("q", await connection.fetchval(sql, *arguments) or b"")
         if sys.byteorder == "little":
             found.byteswap()
-        return Counter(found)
+        return found
+
+    def _unequal(self, ours: array[int], theirs: array[int]) -> list[int]:
+        """Hashes that are not equally often on both sides. Under a unique key each counts once, and sets are much faster."""
+        if self._table.source.unique:
+            return list(set(ours) ^ set(theirs))
+        one, other = Counter(ours), Counter(theirs)
+        return [*(one - other), *(other - one)]
 
     async def _listed(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, hashes: Sequence[int]) -> dict[Key, Seen]:
         sql, arguments = reading.listed_sql(low, high, self._seed, hashes)
