@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-browser check lint format bench docs lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +49,12 @@ test: setup-dev  ## every test that needs no Docker and no browser
 test-slow: setup-dev  ## soaks and matrices, minutes long
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
 
-test-containers: setup-dev  ## the integration tests against the public images (needs Docker)
+test-containers: setup-dev  ## the integration tests against the public images, and the compose file (needs Docker)
 	TOCSIN_TEST_BACKEND=containers $(PYTEST) -m "not browser and not slow" tests/integration $(ARGS)
+	$(PYTEST) -m containers tests/acceptance $(ARGS)
+
+test-matrix: setup-dev  ## the core tests on other versions of PostgreSQL, NATS and Python (ARGS: which)
+	$(BIN)/python -m tests.support.matrix $(ARGS)
 
 test-browser: setup-dev  ## the tests that drive a real Chromium
 	$(PYTEST) -m browser $(ARGS)

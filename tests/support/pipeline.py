@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
+from tests.support.servers import NATS_SERVER, POSTGRES_BIN
 from tocsin.stack import process
 from tocsin.stack.nats_server import NatsServer
 from tocsin.stack.postgres_server import PostgresServer
@@ -131,9 +132,9 @@ async def pipeline(
     with tempfile.TemporaryDirectory(prefix="tocsin-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
-        source = PostgresServer(folder / "source", process.free_port(), configuration=configuration)
-        copy = PostgresServer(folder / "replica", process.free_port(), configuration=configuration) if replica else None
-        nats = NatsServer(folder / "nats", process.free_port(), sync=sync, extra=nats_extra)
+        source = PostgresServer(folder / "source", process.free_port(), configuration=configuration, bin_folder=POSTGRES_BIN)
+        copy = PostgresServer(folder / "replica", process.free_port(), configuration=configuration, bin_folder=POSTGRES_BIN) if replica else None
+        nats = NatsServer(folder / "nats", process.free_port(), sync=sync, extra=nats_extra, program=NATS_SERVER)
         running = Pipeline(folder, source, nats, copy, _environment(source, copy, nats, settings))
         try:
             async with asyncio.TaskGroup() as group:

@@ -15,6 +15,10 @@ from tocsin.stack.nats_server import NatsServer
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
 
+# Other versions than the embedded ones: `make test-matrix` sets them.
+POSTGRES_BIN = Path(folder) if (folder := os.environ.get("TOCSIN_TEST_POSTGRES_BIN")) else None
+NATS_SERVER = Path(program) if (program := os.environ.get("TOCSIN_TEST_NATS_SERVER")) else None
+
 IN_CONTAINERS = os.environ.get("TOCSIN_TEST_BACKEND", "embedded") == "containers"
 
 # Tests do not survive a power cut; kill -9 of a process loses nothing without fsync.
@@ -45,7 +49,7 @@ async def postgres(scratch: Path, name: str) -> AsyncIterator[Server]:
         async with containers.postgres(name) as (url, own_url):
             yield Server(url, own_url)
         return
-    server = PostgresServer(scratch / name, free_port(), configuration=FAST)
+    server = PostgresServer(scratch / name, free_port(), configuration=FAST, bin_folder=POSTGRES_BIN)
     await server.start()
     try:
         yield Server(server.url(), server.url())
@@ -62,7 +66,7 @@ async def nats(scratch: Path, name: str) -> AsyncIterator[Server]:
         async with containers.nats() as url:
             yield Server(url, url)
         return
-    server = NatsServer(scratch / name, free_port())
+    server = NatsServer(scratch / name, free_port(), program=NATS_SERVER)
     await server.start()
     try:
         yield Server(server.url, server.url)

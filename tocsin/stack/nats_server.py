@@ -27,16 +27,18 @@ def binary() -> Path:
 class NatsServer:
     """One server with JetStream stored in `data`, on `port`; `sync` is JetStream's sync_interval, such as `always`.
 
-    `extra` is appended to its configuration as it is. `setting` is what the person at the terminal changes the port with.
+    `extra` is appended to its configuration as it is. `program` is another nats-server than this environment's.
+    `setting` is what the person at the terminal changes the port with.
     """
 
-    def __init__(self, data: Path, port: int, *, sync: str = "2m", extra: str = "", setting: str = "the port") -> None:
+    def __init__(self, data: Path, port: int, *, sync: str = "2m", extra: str = "", program: Path | None = None, setting: str = "the port") -> None:
         self.data = data.absolute()
         self.port = port
         self.log = self.data.parent / f"{self.data.name}.log"
         self._pid_file = self.data.parent / f"{self.data.name}.pid"
         self._sync = sync
         self._extra = extra
+        self._program = program
         self._setting = setting
         self._child: asyncio.subprocess.Process | None = None
 
@@ -54,7 +56,7 @@ class NatsServer:
 
     async def start(self) -> None:
         """Raises OperatorError with the end of the server's log where it does not start."""
-        program = binary()
+        program = self._program or binary()
         await self.end_leftover()
         if process.port_is_open(self.port):
             raise port_taken(self.port, self._setting)
