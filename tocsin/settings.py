@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     listener_port: Port = Field(8070, description="Port of the listener's health and metrics")
     gateway_host: str = Field("127.0.0.1", description="Address of the gateway")
     gateway_port: Port = Field(8080, description="Port of the gateway")
+    gateway_drain: Duration = Field(timedelta(seconds=5), description="How long a gateway that stops takes at most to close its clients, in small groups")
     check_host: str = Field("127.0.0.1", description="Address of the checker")
     check_port: Port = Field(8090, description="Port of the checker")
     embedded_nats_port: Port = Field(4222, description="Port of the NATS server that `tocsin up` starts")

@@ -24,6 +24,7 @@ class RunningGateway:
     """Where it listens."""
 
     port: int
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def url(self) -> str:
@@ -61,7 +62,7 @@ async def running_gateway(
 ) -> AsyncIterator[RunningGateway]:
     """Served in this process's loop for as long as the context lasts."""
     running = RunningGateway(port or free_port())
-    stop = asyncio.Event()
+    stop = running.stop
     chosen = Settings(nats_url=nats_url, source=source, gateway_port=running.port, **settings)
     async with asyncio.TaskGroup() as group:
         group.create_task(serve(chosen, stop, limits))

@@ -33,12 +33,13 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
                 announcing = group.create_task(_announce(link, gateway))
-                ending = group.create_task(_end_streams(stop, gateway))
+                drained = asyncio.Event()
+                ending = group.create_task(_drain(stop, gateway, settings.gateway_drain.total_seconds(), drained))
                 log.info("gateway", address=f"http://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
                 await serve_http(
                     create_app(gateway),
                     sock,
-                    stop,
+                    drained,
                     ws=FrameProtocol,
                     http=with_deadline(limits.handshake_seconds),
                     ws_max_size=limits.message_bytes,
@@ -62,9 +63,10 @@ async def _announce(link: broker.Link, gateway: Gateway) -> None:
         await asyncio.Event().wait()
 
 
-async def _end_streams(stop: asyncio.Event, gateway: Gateway) -> None:
+async def _drain(stop: asyncio.Event, gateway: Gateway, seconds: float, drained: asyncio.Event) -> None:
     await stop.wait()
-    gateway.end_streams()
+    await gateway.drain(seconds)
+    drained.set()
 
 
 def _access(settings: Settings) -> Access:

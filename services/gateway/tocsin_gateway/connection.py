@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from fastapi import WebSocket
+from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from tocsin_gateway import protocol
@@ -38,6 +39,9 @@ class Connection:
             log.info("a page may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may", origin=headers.get("origin"), host=headers.get("host"))
             # Before accept, so that the handshake is answered with 403.
             await self._socket.close()
+            return
+        if self._gateway.stopping:
+            await self._socket.send_denial_response(Response("this gateway stops: come again", 503, {"retry-after": "1"}))
             return
         await self._socket.accept()
         async with asyncio.TaskGroup() as tasks:

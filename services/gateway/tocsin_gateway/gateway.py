@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from tocsin import broker
 from tocsin.service import Readiness
 from tocsin_gateway.access import Access, host_allowed, origin_allowed
 from tocsin_gateway.hub import Hub
-from tocsin_gateway.limits import POSITION_SECONDS, Limits
+from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
 from tocsin_gateway.protocol import Close
@@ -37,17 +38,32 @@ class Gateway:
         self._link = link
         self._stream = stream
         self._sessions: dict[Session, str] = {}
+        self._stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether new clients are sent elsewhere."""
+        return self._stopping
 
     def welcomes(self, headers: Headers) -> bool:
         """Whether the page that a request comes from, if any, may connect."""
         host = headers.get("host")
         return origin_allowed(headers.get("origin"), host, self._origins) and (not self._checks_host or host_allowed(host, self._origins))
 
-    def end_streams(self) -> None:
-        """The process stops: end what has no close code of its own. uvicorn tells the WebSockets 1012."""
-        for session, kind in tuple(self._sessions.items()):
-            if kind == "sse":
-                session.close(Close.RESTARTING, "restarting: come back with your position")
+    async def drain(self, seconds: float) -> None:
+        """The process stops: close every client with 1012, in groups over at most `seconds`, so that they don't all come back elsewhere at once.
+
+        New ones are refused meanwhile. Few clients are one group.
+        """
+        self._stopping = True
+        sessions = tuple(self._sessions)
+        step = max(DRAIN_GROUP, math.ceil(len(sessions) * DRAIN_STEP_SECONDS / seconds) if seconds else len(sessions))
+        for first in range(0, len(sessions), step):
+            if first:
+                await asyncio.sleep(DRAIN_STEP_SECONDS)
+            for session in sessions[first : first + step]:
+                if session in self._sessions:
+                    session.close(Close.RESTARTING, "restarting: come back with your position")
 
     def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
         """A session of a connection; `kind` is websocket or sse."""
@@ -66,7 +82,7 @@ class Gateway:
             group.create_task(self._tell_positions())
 
     def readiness(self) -> Readiness:
-        return Readiness(self.hub.ready, self.describe())
+        return Readiness(self.hub.ready and not self._stopping, self.describe())
 
     def describe(self) -> dict[str, Any]:
         state = self.hub.state
@@ -77,6 +93,7 @@ class Gateway:
             "head": self.hub.head,
             "last_sequence": None if state is None else state.last_sequence,
             "clients": len(self._sessions),
+            **({"stopping": True} if self._stopping else {}),
             "subscriptions": sum(session.subscriptions for session in self._sessions),
         }
 

@@ -28,3 +28,7 @@ POSITION_SECONDS: Final = 30.0
 REPLAY_PAGE: Final = 256
 REPLAY_PAGE_BYTES: Final = 256 << 10
 JOIN_BUFFER_BYTES: Final = 512 << 10
+
+DRAIN_GROUP: Final = 50
+DRAIN_STEP_SECONDS: Final = 0.1
+"""A gateway that stops closes at least so many clients at once, and then waits so long."""

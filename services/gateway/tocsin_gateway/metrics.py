@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from tocsin_gateway.protocol import Reason
 
 
 class Metrics:
@@ -18,4 +22,7 @@ class Metrics:
         self.evictions = Counter("tocsin_gateway_evictions", "Clients closed because they were too slow", registry=registry)
         self.errors = Counter("tocsin_gateway_errors", "Errors told to clients", ["code"], registry=registry)
         self.unrecovered = Counter("tocsin_gateway_unrecovered", "Subscriptions told that they missed events", ["reason"], registry=registry)
+        for reason in get_args(Reason):
+            # From 0 on, or an alert on its increase would miss the first one.
+            self.unrecovered.labels(reason)
         self.consumer_resets = Counter("tocsin_gateway_consumer_resets", "Times that the stream had to be read anew", registry=registry)

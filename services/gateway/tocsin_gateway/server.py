@@ -65,6 +65,12 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = _Writer(self)
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # uvicorn takes an answer in place of a handshake for one that was forgotten, and logs an error.
+            self.handshake_complete = True
+
     def handle_ping(self) -> None:
         super().handle_ping()
         now = self.loop.time()

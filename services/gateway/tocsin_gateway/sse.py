@@ -68,6 +68,9 @@ class EventStream(Response):
         self._request = request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._gateway.stopping:
+            await Response("this gateway stops: come again", 503, {"retry-after": "1", **self._cross_origin()})(scope, receive, send)
+            return
         outbox = EventOutbox(self._gateway.limits.outbox_bytes, self._gateway)
         async with asyncio.TaskGroup() as tasks:
             session = self._gateway.open("sse", outbox, tasks)

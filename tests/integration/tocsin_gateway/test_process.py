@@ -12,10 +12,12 @@ import httpx
 import msgspec
 import pytest
 from nats.aio.client import Client
+from websockets.exceptions import InvalidStatus
 
 from tests.support import servers
-from tests.support.gateway import RunningGateway, numbers, peer, running_gateway
+from tests.support.gateway import Peer, RunningGateway, numbers, peer, running_gateway
 from tests.support.stream import Stream
+from tocsin_gateway import gateway as gateway_module
 from tocsin_gateway import server
 
 ROOT = Path(__file__).parents[3]
@@ -111,3 +113,34 @@ async def test_a_restart_is_told_by_1012(nats_server: servers.Server, stream: St
             client = await stack.enter_async_context(peer(gateway))
             await client.subscribe(stream.subject())
         assert (await client.closed())[0] == 1012
+
+
+async def test_a_gateway_that_stops_closes_its_clients_in_groups_and_takes_no_new_ones(
+    nats_server: servers.Server, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "DRAIN_GROUP", 2)
+    monkeypatch.setattr(gateway_module, "DRAIN_STEP_SECONDS", 0.5)
+    ended: list[tuple[float, int]] = []
+
+    async def until_closed(client: Peer) -> None:
+        code, _ = await client.closed()
+        ended.append((asyncio.get_running_loop().time(), code))
+
+    async with contextlib.AsyncExitStack() as stack:
+        async with running_gateway(nats_server.url, stream.source) as gateway, asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(until_closed(await stack.enter_async_context(peer(gateway))))
+            gateway.stop.set()
+            while not ended:
+                await asyncio.sleep(0.01)
+            assert len(ended) <= 2
+            with pytest.raises(InvalidStatus) as refused:
+                await stack.enter_async_context(peer(gateway))
+            async with httpx.AsyncClient(base_url=gateway.url) as client:
+                answers = [(await client.get(path)).status_code for path in ("/readyz", f"/sse?subject={stream.subject()}", "/healthz")]
+        assert refused.value.response.status_code == 503
+        assert answers == [503, 503, 200]
+    assert [code for _, code in ended] == [1012] * 6
+    times = [at for at, _ in ended]
+    assert times[2] - times[0] > 0.4
+    assert times[4] - times[2] > 0.4
