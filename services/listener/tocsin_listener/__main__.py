@@ -11,6 +11,7 @@ from tocsin.service import bind, configure_logging, run_service, serve_http, sho
 from tocsin.settings import Settings, load_settings
 from tocsin_listener.alteration import follow_shapes
 from tocsin_listener.health import listener_app, status
+from tocsin_listener.measuring import measure
 from tocsin_listener.meters import Meters
 from tocsin_listener.session import Config, Listener
 from tocsin_listener.stream import Limits
@@ -42,7 +43,7 @@ async def _work(config: Config, settings: Settings, meters: Meters) -> None:
     async with broker.connect(settings.nats_servers, name=f"tocsin listener {config.source}", login=settings.nats_login) as link, asyncio.TaskGroup() as group:
         listener = Listener(config, link, meters)
         group.create_task(listener.run())
-        group.create_task(listener.behind())
+        group.create_task(measure(config.database_url, meters))
         group.create_task(follow_shapes(config.database_url))
 
         async def answer() -> bytes:

@@ -24,10 +24,11 @@ STEADY: Final = 0.02
 
 @dataclass(slots=True)
 class Counts:
-    """What the bell did: `fallback_finds` must stay 0."""
+    """What the bell did: `spared` counts the reads that found events no bell was needed for; `fallback_finds` must stay 0."""
 
     naps: int = 0
     bells: int = 0
+    spared: int = 0
     fallback_finds: int = 0
 
 

@@ -20,6 +20,8 @@ def readiness(meters: Meters) -> Readiness:
     """A leader is ready while acknowledgements come in, of events or of the canary; a standby while it asks for the lead."""
     now = time.monotonic()
     detail: dict[str, Any] = {"role": meters.role, "epoch": meters.epoch or None}
+    if dropped := meters.registry.get_sample_value("tocsin_carried_dropped_total"):
+        detail["notifies_dropped"] = int(dropped)
     if meters.role == "standby":
         seen = meters.standby_seen_at
         return Readiness(seen is not None and now - seen < FRESH, detail)

@@ -39,6 +39,9 @@ class Meters:
     oldest_writer: Gauge = field(init=False)
     notify_queue: Gauge = field(init=False)
     set_aside: Gauge = field(init=False)
+    carried: Counter = field(init=False)
+    carried_dropped: Counter = field(init=False)
+    carried_waiting: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
         self.events = Counter("tocsin_events", "Messages acknowledged by JetStream", registry=self.registry)
@@ -56,6 +59,11 @@ class Meters:
         )
         self.notify_queue = Gauge("tocsin_notify_queue_usage", "Share of PostgreSQL's NOTIFY queue in use, 0 to 1", registry=self.registry)
         self.set_aside = Gauge("tocsin_quarantine_waiting", "Messages in tocsin.quarantine that were not sent again", registry=self.registry)
+        self.carried = Counter("tocsin_carried", "NOTIFYs of carried channels written to the journal", registry=self.registry)
+        self.carried_dropped = Counter(
+            "tocsin_carried_dropped", "NOTIFYs dropped since they came faster than the journal takes them; should stay 0", registry=self.registry
+        )
+        self.carried_waiting = Gauge("tocsin_carried_waiting", "NOTIFYs received and not yet in the journal", registry=self.registry)
         leader = Gauge("tocsin_leader", "1 in the process that writes the stream", registry=self.registry)
         leader.set_function(lambda: float(self.role == "leader"))
         standby = Gauge("tocsin_standby", "1 in a process that waits for the lead", registry=self.registry)
@@ -63,10 +71,11 @@ class Meters:
         for name, what in (
             ("naps", "times the listener went to sleep"),
             ("bells", "times a NOTIFY woke it"),
+            ("bells_spared", "reads that found events while it was awake, so that no writer had to ring"),
             ("fallback_finds", "times only the fallback read found events; must stay 0"),
         ):
             gauge = Gauge(f"tocsin_{name}", what[0].upper() + what[1:], registry=self.registry)
-            gauge.set_function(lambda name=name: float(getattr(self.counts, name)))  # type: ignore[misc]
+            gauge.set_function(lambda name=name: float(getattr(self.counts, name.removeprefix("bells_"))))  # type: ignore[misc]
 
     def measured(self, row: Mapping[str, Any]) -> None:
         """What the query `measure` found in the source."""

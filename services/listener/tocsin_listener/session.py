@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import asyncpg
 import nats.errors
@@ -22,9 +20,10 @@ from tocsin.position import new_epoch
 from tocsin.retry import forever
 from tocsin.subject import encode_token
 from tocsin_listener import stream
+from tocsin_listener.carried import Carried
 from tocsin_listener.doorbell import Doorbell
 from tocsin_listener.install import require_installed
-from tocsin_listener.journal import QUERIES, SESSION, Journal
+from tocsin_listener.journal import SESSION, Journal
 from tocsin_listener.leader import Deposed, Lead
 from tocsin_listener.message import Address
 from tocsin_listener.meters import Meters
@@ -33,17 +32,11 @@ from tocsin_listener.publisher import Refused, publisher
 from tocsin_listener.relay import Relay
 from tocsin_listener.resume import Plan, plan
 from tocsin_listener.stream import Limits
+from tocsin_listener.upkeep import retain, sing
 
-CANARY_EVERY: Final = 10.0
 STANDBY_PAUSE: Final = 0.5
 SETTLE_AFTER: Final = 0.9
-RETENTION_EVERY: Final = 30.0
-LEAVES: Final = 8
-JOURNAL_BYTES: Final = 1 << 30
-JOURNAL_AGE: Final = timedelta(hours=24)
 CHECK_EVERY: Final = 60.0
-CARRIED_AT_ONCE: Final = 1000
-MOST_CARRIED: Final = 100_000
 
 AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, asyncpg.InternalClientError, nats.errors.Error, *postgres.TRANSIENT)
 """What a new session may mend."""
@@ -68,25 +61,12 @@ class Config:
     max_event: int = 900 << 10
 
 
-class Carried:
-    """NOTIFYs received and not yet in the journal; the oldest are dropped where they come faster than they can be written."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[tuple[str, str, int]] = deque(maxlen=MOST_CARRIED)
-        self.arrived = asyncio.Event()
-
-    def on_notify(self, _: Any, pid: int, channel: str, payload: object) -> None:
-        self.waiting.append((channel, str(payload), pid))
-        self.arrived.set()
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The connections that read: `reader` listens and reads small differences, `bulk` pages through large ones."""
 
     reader: asyncpg.Connection
     bulk: asyncpg.Connection
-    carried: Carried
 
 
 class Listener:
@@ -144,9 +124,9 @@ class Listener:
             async with asyncio.TaskGroup() as group:
                 group.create_task(lead.beat())
                 group.create_task(self._end_of(session))
-                await self._lead(lead, stack)
+                await self._lead(lead, stack, group)
 
-    async def _lead(self, lead: Lead, stack: contextlib.AsyncExitStack) -> None:
+    async def _lead(self, lead: Lead, stack: contextlib.AsyncExitStack, group: asyncio.TaskGroup) -> None:
         reader = await stack.enter_async_context(self._connect("reader"))
         bulk = await stack.enter_async_context(self._connect("bulk"))
         for connection in (reader, bulk):
@@ -154,14 +134,17 @@ class Listener:
         bell = Doorbell(reader, allowed=await self._may_ring(reader), counts=self.meters.counts)
         # LISTEN first and read then: what is committed in between is found by the read or heard.
         await bell.listen()
-        carried = Carried()
+        carried = Carried(self.meters)
         for channel in self._config.channels:
             await reader.add_listener(channel, carried.on_notify)
+        # Not with the relay: the journal takes them while NATS is away.
+        group.create_task(carried.write(lead))
+        group.create_task(retain(lead))
         progress = Progress(lead)
         while True:
             async for attempt in forever(Unavailable, on_retry=self._on_retry, longest=2.0):
                 with attempt:
-                    await self._relay(lead, progress, bell, Reading(reader, bulk, carried))
+                    await self._relay(lead, progress, bell, Reading(reader, bulk))
 
     async def _relay(self, lead: Lead, progress: Progress, bell: Doorbell, reading: Reading) -> None:
         """Relay until NATS fails; what is wrong with PostgreSQL ends the session instead."""
@@ -191,9 +174,7 @@ class Listener:
                 log.info("leading", stream=state.name, epoch=address.epoch, last_sequence=relay.cursor.stream_sequence)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(_follow(relay, bell))
-                    group.create_task(self._canary(lead))
-                    group.create_task(self._retention(lead))
-                    group.create_task(self._carry(lead, reading.carried))
+                    group.create_task(sing(lead, self.meters))
                     group.create_task(self._watch_stream(identity, state))
                     group.create_task(self._watch_link())
         except (*NATS_AGAIN, BaseExceptionGroup) as failure:
@@ -241,33 +222,6 @@ class Listener:
             await asyncio.sleep(0.05)
         raise Unavailable("the connection to NATS was lost")
 
-    async def _canary(self, lead: Lead) -> None:
-        """A row that goes the whole way, where nothing else did for a while."""
-        while True:
-            since = time.monotonic() - (self.meters.acknowledged_at or float("-inf"))
-            if since >= CANARY_EVERY:
-                await lead.execute("SELECT tocsin.canary()")
-                since = 0.0
-            await asyncio.sleep(CANARY_EVERY - since)
-
-    async def _retention(self, lead: Lead) -> None:
-        while True:
-            await asyncio.sleep(RETENTION_EVERY)
-            emptied = await lead.fetchval("SELECT tocsin.empty_next_leaf($1, $2)", JOURNAL_BYTES // LEAVES, JOURNAL_AGE / LEAVES)
-            if emptied is not None:
-                await lead.execute("SELECT tocsin.advance($1)", emptied)
-
-    async def _carry(self, lead: Lead, carried: Carried) -> None:
-        """NOTIFYs of the channels that are to be carried, into the journal."""
-        while await carried.arrived.wait():
-            carried.arrived.clear()
-            while carried.waiting:
-                some = [carried.waiting.popleft() for _ in range(min(len(carried.waiting), CARRIED_AT_ONCE))]
-                await lead.fetch(
-                    "SELECT count(tocsin.carry(channel, payload, pid)) FROM unnest($1::text[], $2::text[], $3::int[]) AS n (channel, payload, pid)",
-                    *map(list, zip(*some, strict=True)),
-                )
-
     @contextlib.asynccontextmanager
     async def _connect(self, part: str) -> AsyncIterator[asyncpg.Connection]:
         async with postgres.connection(self._config.database_url, setting="TOCSIN_DATABASE_URL", application=f"tocsin listener {part}") as connection:
@@ -289,35 +243,19 @@ class Listener:
         await ended.wait()
         raise Deposed("the leading session ended")
 
-    async def behind(self) -> None:
-        """Measure how far the stream is behind the journal, every few seconds, for ever; from a connection of its own."""
-        while True:
-            with contextlib.suppress(*AGAIN, OperatorError):
-                async with self._connect("measuring") as connection:
-                    await connection.execute(SESSION)
-                    while True:
-                        reached = await connection.fetchval("SELECT coalesce(intended, reached)::text FROM tocsin.progress ORDER BY n DESC LIMIT 1")
-                        row = await connection.fetchrow(QUERIES["behind"], reached or BEGINNING)
-                        if row is not None:
-                            self.meters.behind_rows.set(row["rows"])
-                            self.meters.behind_seconds.set(row["age"])
-                        measured = await connection.fetchrow(QUERIES["measure"])
-                        if measured is not None:
-                            self.meters.measured(dict(measured))
-                        await asyncio.sleep(5)
-            await asyncio.sleep(5)
-
 
 async def _follow(relay: Relay, bell: Doorbell) -> None:
     """Relay, and sleep where there is nothing to do."""
-    asleep = silent = settled = False
+    asleep = silent = settled = rung = False
     found_at = time.monotonic()
     while True:
         if await relay.step():
             if silent:
                 await bell.found_by_fallback()
+            elif not rung:
+                bell.counts.spared += 1
             await bell.rise()
-            asleep = silent = settled = False
+            asleep = silent = settled = rung = False
             found_at = time.monotonic()
             continue
         if not settled and time.monotonic() - found_at > SETTLE_AFTER:
@@ -329,7 +267,8 @@ async def _follow(relay: Relay, bell: Doorbell) -> None:
             asleep = await bell.doze()
             continue
         silent = not await bell.wait()
-        if not silent:
+        rung = not silent
+        if rung:
             await bell.rise()
             asleep = False
 
