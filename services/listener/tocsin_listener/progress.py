@@ -5,9 +5,12 @@ All of it is read and written on the leader's own session: a process that lost t
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass, replace
 from typing import Final
+
+import asyncpg
 
 from tocsin.sql import load_queries
 from tocsin_listener.leader import Lead
@@ -78,8 +81,13 @@ class Progress:
         """Durable at return. Rows are only inserted; a table of them is emptied when its turn comes again."""
         self._number += 1
         if self._number % ROWS_PER_LEAF == 0:
-            await self._lead.execute(f"TRUNCATE tocsin.progress_{self._number // ROWS_PER_LEAF % 2}")
+            await self._empty(f"tocsin.progress_{self._number // ROWS_PER_LEAF % 2}")
         await self._lead.execute(QUERIES["store"], self._number, cursor.reached, cursor.intended, cursor.stream_sequence)
+
+    async def _empty(self, leaf: str) -> None:
+        """Not while somebody reads it, such as a pg_dump of hours: then it grows until its next turn."""
+        with contextlib.suppress(asyncpg.LockNotAvailableError):
+            await self._lead.execute(f"LOCK TABLE {leaf} IN ACCESS EXCLUSIVE MODE NOWAIT; TRUNCATE {leaf}")
 
     async def quarantined(self) -> set[tuple[int, bool]]:
         return {(row["seq"], row["copy"]) for row in await self._lead.fetch(QUERIES["quarantined"])}
