@@ -142,8 +142,10 @@ class Publisher:
 
 @asynccontextmanager
 async def publisher(client: Client, *, atomic: bool) -> AsyncIterator[Publisher]:
-    """A Publisher whose inbox is subscribed; `atomic` where the stream allows atomic batches, else single messages are pipelined."""
-    made = Publisher(client, atomic=atomic)
+    """A Publisher whose inbox is subscribed; `atomic` where stream and server allow atomic batches, else single messages are pipelined."""
+    version = client.connected_server_version
+    # 2.12.0 refuses a message's id within an atomic batch.
+    made = Publisher(client, atomic=atomic and (version.major, version.minor, version.patch) >= (2, 12, 1))
     subscription = await client.subscribe(made.inbox, cb=made.on_answer)
     try:
         yield made
