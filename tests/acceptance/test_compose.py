@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from tests.support import oracle
 from tocsin.stack.process import free_port
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 SERVICES = ("listener", "gateway", "checker", "nats", "replica", "source")
 
@@ -33,10 +34,17 @@ class Compose:
     async def run(self, *arguments: str) -> str:
         return await command(*self._command, *arguments, environment=self._environment)
 
+    async def container(self, service: str) -> str:
+        return (await self.run("ps", "-q", service)).split()[-1]
+
     async def kill(self, service: str) -> None:
-        """kill -9 of its process. Docker takes that for the operator's will, so it is started by hand."""
-        await self.run("kill", "-s", "KILL", service)
-        await self.run("start", service)
+        """kill -9 of its process, from outside as the kernel would; its restart policy brings it back."""
+        name = await self.container(service)
+        pid = int(await command("docker", "inspect", "--format", "{{.State.Pid}}", name))
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while await command("docker", "inspect", "--format", "{{.State.Running}} {{.RestartCount}}", name) != "true 1\n":
+                await asyncio.sleep(0.1)
 
     def postgres(self, which: str) -> str:
         return f"postgresql://postgres:tocsin@127.0.0.1:{self.ports[which]}/shop"
@@ -74,7 +82,7 @@ async def until_ready(compose: Compose, port: str) -> None:
 async def write(compose: Compose, ended: asyncio.Event) -> None:
     """One order every 10 ms, through whatever happens to the source; what is in the table at the end counts."""
     while not ended.is_set():
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, TimeoutError):
             source = await asyncpg.connect(compose.postgres("SOURCE"), timeout=3)
             try:
                 while not ended.is_set():
