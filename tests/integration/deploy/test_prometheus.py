@@ -1,0 +1,132 @@
+"""deploy/prometheus and the Grafana dashboard before a real Prometheus that scrapes the real services."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.support import oracle
+from tests.support.pipeline import Pipeline, pipeline
+from tocsin.stack import process
+
+pytestmark = pytest.mark.prometheus
+DEPLOY = Path(__file__).parents[3] / "deploy"
+ALERTS = DEPLOY / "prometheus/alerts.yml"
+# Written by Prometheus itself.
+ITS_OWN = {"up"}
+
+
+@contextlib.asynccontextmanager
+async def scraping(running: Pipeline, program: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Prometheus as configured for compose, with the addresses of this pipeline, and every time in it shortened."""
+    folder = running.folder / "prometheus"
+    folder.mkdir()
+    configuration = (DEPLOY / "prometheus/prometheus.yml").read_text()
+    for host, url in (("listener:8070", running.listener_url), ("gateway:8080", running.gateway_url), ("checker:8090", running.check_url)):
+        assert host in configuration
+        configuration = configuration.replace(host, url.removeprefix("http://"))
+    (folder / "prometheus.yml").write_text(configuration.replace("_interval: 5s", "_interval: 1s"))
+    (folder / "alerts.yml").write_text(re.sub(r"for: \w+", "for: 1s", ALERTS.read_text()))
+    port = process.free_port()
+    address = f"127.0.0.1:{port}"
+    child = await process.start(
+        *(program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"),
+        log=folder / "log",
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{address}/api/v1", trust_env=False) as client:
+            yield client
+    finally:
+        await process.stop(child)
+
+
+async def ask(client: httpx.AsyncClient, expression: str) -> list[dict[str, Any]]:
+    answer = (await client.get("/query", params={"query": expression})).json()
+    assert answer["status"] == "success", (expression, answer)
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
+
+
+async def until_some(client: httpx.AsyncClient, expression: str, *, patience: float = 30) -> list[dict[str, Any]]:
+    try:
+        async with asyncio.timeout(patience):
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if found := await ask(client, expression):
+                        return found
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise AssertionError(f"no series for {expression}") from None
+
+
+def without_threshold(expression: str) -> str:
+    """The alert's expression as it is while all is well: the comparison at its end taken off."""
+    shortened, count = re.subn(r"\s(?:==|>)\s[\d.e]+$", "", expression)
+    assert count == 1, expression
+    return shortened
+
+
+def check(promtool: str, *arguments: str) -> None:
+    done = subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_takes_the_configuration_and_every_alert_rings_in_its_time(promtool: str) -> None:
+    check(promtool, "check", "config", str(DEPLOY / "prometheus/prometheus.yml"))
+    check(promtool, "test", "rules", str(DEPLOY / "prometheus/alerts_test.yml"))
+
+
+async def test_what_watches_asks_for_what_is_there_and_rings_for_real(prometheus: str) -> None:
+    async with pipeline(replica=True) as running:
+        source = await asyncpg.connect(running.source_url)
+        await source.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+        for verb in (("install",), ("watch", "orders"), ("replicate", "orders")):
+            await running.tocsin(*verb)
+        for service in ("listener", "gateway", "check"):
+            await running.start(service)
+        async with scraping(running, prometheus) as client, oracle.socket_client(running.socket_url, "pg.shop.change.>") as (seen, arrived):
+            await source.execute("INSERT INTO orders SELECT generate_series(1, 100)")
+            await oracle.until_count(seen, arrived, 100)
+            await until_some(client, 'count(up{job=~"tocsin-.*"} == 1) == 3')
+            for expression in re.findall(r"expr: (.+)", ALERTS.read_text()):
+                await until_some(client, without_threshold(expression))
+            # A panel may be empty where nothing happened; a metric that nobody exports is a mistake.
+            names = set((await client.get("/label/__name__/values")).json()["data"]) | await _declared(running)
+            for panel in json.loads((DEPLOY / "grafana/dashboards/tocsin.json").read_text())["panels"]:
+                for target in panel["targets"]:
+                    await ask(client, target["expr"])
+                    asked = set(re.findall(r"\btocsin_\w+|\bup\b", target["expr"]))
+                    assert asked, panel["title"]
+                    assert asked <= names | ITS_OWN, (panel["title"], asked - names)
+            assert await ask(client, 'ALERTS{alertstate="firing"}') == []
+            await _break(running)
+            for alert in ("TocsinDrift", "TocsinServiceDown", "TocsinNoLeader"):
+                await until_some(client, f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
+        await source.close()
+
+
+async def _declared(running: Pipeline) -> set[str]:
+    names: set[str] = set()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for url in (running.listener_url, running.gateway_url, running.check_url):
+            for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", (await client.get(f"{url}/metrics")).text, re.MULTILINE):
+                names |= {name} | ({f"{name}_bucket", f"{name}_sum", f"{name}_count"} if kind == "histogram" else set())
+    return names
+
+
+async def _break(running: Pipeline) -> None:
+    """A row that only the replica lost, and then no listener."""
+    replica = await asyncpg.connect(running.replica_url)
+    await replica.execute("DELETE FROM orders WHERE id = 7")
+    await replica.close()
+    await running.kill("listener")
