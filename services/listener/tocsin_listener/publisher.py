@@ -1,4 +1,4 @@
-"""Publishing into the stream: in order, each message only directly after the one before it, in atomic batches.
+"""Publishing into the stream: in order, each message only directly after the one before it, pipelined or in atomic batches.
 
 Every attempt says which sequence must be the stream's last (`Nats-Expected-Last-Sequence`), so a writer that should not be
 there, or a batch sent twice, fails loudly and stores nothing.
@@ -21,6 +21,7 @@ from tocsin.broker import JetStreamError
 from tocsin.errors import Unavailable
 from tocsin_listener import wire
 from tocsin_listener.message import Message
+from tocsin_listener.pace import Pace
 
 LARGEST_BATCH: Final = 500
 ACK_TIMEOUT: Final = 5.0
@@ -53,6 +54,7 @@ class Publisher:
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
         self._fit: set[str] = set()
+        self._pace = Pace()
 
     async def send(self, messages: Sequence[Message], last: int) -> asyncio.Future[Msg]:
         """Write one chunk to the connection, to be stored right after sequence `last`; its acknowledgement is to come.
@@ -62,7 +64,7 @@ class Publisher:
         if not self._client.is_connected:
             raise Unavailable("NATS is not connected")
         self._refuse_unfit(messages)
-        if len(messages) > 1 and self._atomic:
+        if self._atomic and self._pace.batch(len(messages)):
             frames, future = self._batch(messages, last)
         else:
             frames, future = self._singles(messages, last)
@@ -107,11 +109,17 @@ class Publisher:
             raise Unavailable(f"the stream answered sequence {ack['seq']}{', a duplicate,' if ack.get('duplicate') else ''} where {last} was expected")
 
     def _singles(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
-        """Each with an acknowledgement of its own; the last one's stands for all, since none can be stored without those before it."""
-        frames = []
-        for number, message in enumerate(messages):
-            reply, future = self._expect()
-            frames.append(wire.frame(message, f"{EXPECTED_LAST}: {last + number}\r\n", reply))
+        """The last one's acknowledgement stands for all, since none can be stored without those before it. The first one's is asked for
+        too: after a refusal the relay begins with the message that was refused, whose own answer says why.
+        """
+        reply, future = self._expect()
+        end = len(messages) - 1
+        frames = [wire.frame(message, f"{EXPECTED_LAST}: {last + number}\r\n", reply if number == end else "") for number, message in enumerate(messages)]
+        if end:
+            first_reply, first = self._expect()
+            first.add_done_callback(lambda answer: _refused(answer, future))
+            frames[0] = wire.frame(messages[0], f"{EXPECTED_LAST}: {last}\r\n", first_reply)
+        self._pace.measure(future, len(messages), asyncio.get_running_loop().time())
         return frames, future
 
     def _batch(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
@@ -138,6 +146,12 @@ class Publisher:
     @property
     def inbox(self) -> str:
         return f"{self._inbox}.*"
+
+
+def _refused(answer: asyncio.Future[Msg], chunk: asyncio.Future[Msg]) -> None:
+    """What refuses the first message is the answer to the chunk."""
+    if not answer.cancelled() and not chunk.done() and (b'"error"' in answer.result().data or not answer.result().data):
+        chunk.set_result(answer.result())
 
 
 @asynccontextmanager
