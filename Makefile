@@ -11,10 +11,10 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench docs lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench soak docs lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: setup  ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/tocsin up $(ARGS)
@@ -72,8 +72,14 @@ format: setup-dev  ## put the code into the house's form
 	$(BIN)/ruff check --fix .
 
 bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/results
-	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table) benchmarks/table.py; do \
+	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table -e soak) benchmarks/table.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
+
+bench-%: setup-dev  ## one benchmark: bench-capture, bench-relay, bench-latency … (ARGS: its flags)
+	$(BIN)/python -m benchmarks.$* $(ARGS)
+
+soak: setup-dev  ## twenty minutes of random writers and random kill -9 of every part (ARGS="--minutes 5")
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs: setup-dev  ## write docs/settings.md anew
 	$(BIN)/python -m tests.support.settings_page
