@@ -90,6 +90,7 @@ lock: $(VENV)/pyvenv.cfg  ## resolve the dependencies anew (UPGRADE=1 takes newe
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra embedded --extra build -o requirements/runtime.lock pyproject.toml
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra build -c requirements/runtime.lock -o requirements/service.lock pyproject.toml
 	$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras -c requirements/runtime.lock -o requirements/dev.lock pyproject.toml
+	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements/release.lock --group pyproject.toml:release
 
 clean:  ## remove .venv and caches; the data in .tocsin stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
