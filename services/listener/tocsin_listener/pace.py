@@ -8,47 +8,52 @@ messages win with the default, and batches with fsync; see docs/decisions/0100-s
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
-FEW: Final = 20
-"""So many messages are never worth a batch: their flushes cost no more than it does."""
+FEW: Final = 8
+"""So many messages are never worth a batch, and teach nothing: the way there and back is most of their time."""
 
-SLOW: Final = 80e-6
-"""Seconds a message, above which large chunks go as batches."""
-
-LOOK_AGAIN: Final = 200
+LOOK_AGAIN: Final = 50
 """Batches after which one chunk goes as single messages, to see whether the server has changed."""
 
 WEIGHT: Final = 0.2
 
 
 class Pace:
-    """Learns what a single message costs; `now` is a monotonic clock in seconds."""
+    """Learns what a single message and what a batch cost, both on the same machine under the same load. In seconds."""
 
     def __init__(self) -> None:
-        self._cost: float | None = None
+        self._message: float | None = None
+        self._batch: float | None = None
         self._idle_since = 0.0
         self._batches = 0
 
     def batch(self, count: int) -> bool:
         """Whether a chunk of `count` messages goes as an atomic batch."""
-        if count <= FEW or self._cost is None or self._cost <= SLOW:
+        if count <= FEW or self._message is None or count * self._message <= (self._batch or 0.002):
             return False
         self._batches += 1
         return self._batches % LOOK_AGAIN != 0
 
-    def measure(self, acknowledged: asyncio.Future[object], count: int, now: float) -> None:
-        """Learn from a chunk of `count` single messages sent at `now`, once its last is acknowledged."""
+    def measure(self, acknowledged: asyncio.Future[Any], count: int, *, batch: bool) -> None:
+        """Learn from a chunk of `count` messages that is being sent, once it is acknowledged."""
         clock = asyncio.get_running_loop().time
+        sent = clock()
 
-        def learn(future: asyncio.Future[object]) -> None:
-            if future.cancelled():
+        def learn(future: asyncio.Future[Any]) -> None:
+            if future.cancelled() or count <= FEW:
                 return
             end = clock()
             # What stood before it in the pipe is not its own time.
-            own = (end - max(now, self._idle_since)) / count
+            own = end - max(sent, self._idle_since)
             self._idle_since = end
-            if count > FEW:
-                self._cost = own if self._cost is None else self._cost + WEIGHT * (own - self._cost)
+            if batch:
+                self._batch = _smooth(self._batch, own)
+            else:
+                self._message = _smooth(self._message, own / count)
 
         acknowledged.add_done_callback(learn)
+
+
+def _smooth(before: float | None, now: float) -> float:
+    return now if before is None else before + WEIGHT * (now - before)

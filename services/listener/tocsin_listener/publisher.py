@@ -64,10 +64,9 @@ class Publisher:
         if not self._client.is_connected:
             raise Unavailable("NATS is not connected")
         self._refuse_unfit(messages)
-        if self._atomic and self._pace.batch(len(messages)):
-            frames, future = self._batch(messages, last)
-        else:
-            frames, future = self._singles(messages, last)
+        batch = self._atomic and self._pace.batch(len(messages))
+        frames, future = self._batch(messages, last) if batch else self._singles(messages, last)
+        self._pace.measure(future, len(messages), batch=batch)
         try:
             await wire.write(self._client, frames)
         except nats.errors.Error as error:
@@ -119,7 +118,6 @@ class Publisher:
             first_reply, first = self._expect()
             first.add_done_callback(lambda answer: _refused(answer, future))
             frames[0] = wire.frame(messages[0], f"{EXPECTED_LAST}: {last}\r\n", first_reply)
-        self._pace.measure(future, len(messages), asyncio.get_running_loop().time())
         return frames, future
 
     def _batch(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
