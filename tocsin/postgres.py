@@ -29,6 +29,9 @@ TRANSIENT: Final = (
 )
 """What a lost or restarting server raises; a new connection may help."""
 
+_SHARED_SESSION: Final = (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError, asyncpg.ProtocolViolationError)
+"""What prepared statements meet where transactions share sessions."""
+
 _FIXES: Final[dict[type[BaseException], str]] = {
     asyncpg.InvalidCatalogNameError: "correct the database's name at the end of {setting}, or create it: createdb NAME",
     asyncpg.InvalidPasswordError: "correct the user and password in {setting}",
@@ -69,7 +72,53 @@ async def connect(url: str, *, setting: str, application: str, timeout: float = 
         reason = str(error) or type(error).__name__
         raise Unavailable(f"{setting}: PostgreSQL at {without_password(url)} does not answer: {reason}") from error
     _keep_alive(connection)
+    try:
+        if await _is_pooled(connection, url):
+            raise OperatorError(
+                f"{setting} ({without_password(url)}): a pooler in transaction mode stands in between; LISTEN, advisory locks and settings do not last there",
+                f"point {setting} at PostgreSQL itself, or at a pool in session mode (PgBouncer: pool_mode = session); applications may go on using the pooler",
+            )
+    except TRANSIENT as error:
+        connection.terminate()
+        raise Unavailable(f"{setting}: PostgreSQL at {without_password(url)} does not answer: {error or type(error).__name__}") from error
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
+
+
+async def _is_pooled(connection: asyncpg.Connection, url: str) -> bool:
+    """Whether two transactions of one connection may meet different sessions.
+
+    A pooler makes up the process id that it tells at the connect; in session mode it still keeps its promises. In transaction mode
+    another connection gets the session that this one has just used, or this one gets another while that is taken.
+    """
+    try:
+        own = await connection.fetchval("SELECT pg_backend_pid()")
+        if own == connection.get_server_pid():
+            return False
+        other = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT)
+    except _SHARED_SESSION:
+        return True
+    except (*TRANSIENT, asyncpg.PostgresError):
+        # No room for a second connection: each has a session of its own.
+        return False
+    try:
+        return await _share_sessions(connection, other, own)
+    except _SHARED_SESSION:
+        return True
+    finally:
+        other.terminate()
+
+
+async def _share_sessions(connection: asyncpg.Connection, other: asyncpg.Connection, own: int) -> bool:
+    # Not once: where the pool is busy, this one may get the same session again by chance.
+    for _ in range(20):
+        async with other.transaction():
+            taken = await other.fetchval("SELECT pg_backend_pid()")
+            if taken == own or await connection.fetchval("SELECT pg_backend_pid()") != own:
+                return True
+    return False
 
 
 @contextlib.asynccontextmanager
