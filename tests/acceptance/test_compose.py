@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import secrets
 import shutil
 import signal
+import subprocess
+import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
+import jwt
 import pytest
+from websockets.asyncio.client import connect
 
-from tests.support import oracle
+from tests.support import containers, oracle
 from tocsin.stack.process import free_port
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -25,11 +34,11 @@ SERVICES = ("listener", "gateway", "checker", "nats", "replica", "source")
 class Compose:
     """A project of its own, on ports of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str = "compose.yaml", **environment: str) -> None:
         self.ports = {name: free_port() for name in ("SOURCE", "REPLICA", "NATS", "LISTENER", "GATEWAY", "CHECK")}
-        self._environment = {**os.environ, **{f"PUBLISH_{name}": str(port) for name, port in self.ports.items()}}
+        self._environment = {**os.environ, **{f"PUBLISH_{name}": str(port) for name, port in self.ports.items()}, **environment}
         program = [found] if (found := shutil.which("docker-compose")) else ["docker", "compose"]
-        self._command = [*program, "-p", f"tocsin-test-{os.getpid()}", "-f", str(ROOT / "deploy/compose.yaml")]
+        self._command = [*program, "-p", f"tocsin-test-{os.getpid()}", "-f", str(ROOT / "deploy" / file)]
 
     async def run(self, *arguments: str) -> str:
         return await command(*self._command, *arguments, environment=self._environment)
@@ -46,6 +55,10 @@ class Compose:
             while await command("docker", "inspect", "--format", "{{.State.Running}} {{.RestartCount}}", name) != "true 1\n":
                 await asyncio.sleep(0.1)
 
+    def publish_gateway(self) -> None:
+        """compose.own.yaml takes the gateway's address and port, since it is the one that may be for all."""
+        self._environment["PUBLISH_GATEWAY"] = f"127.0.0.1:{self.ports['GATEWAY']}"
+
     def postgres(self, which: str) -> str:
         return f"postgresql://postgres:tocsin@127.0.0.1:{self.ports[which]}/shop"
 
@@ -57,10 +70,12 @@ async def command(*arguments: str, environment: dict[str, str] | None = None) ->
     return output.decode()
 
 
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Compose]:
+async def built() -> None:
     await command("docker", "build", "--network", "host", "-f", "deploy/Dockerfile", "-t", "tocsin:local", ".")
-    compose = Compose()
+
+
+@contextlib.asynccontextmanager
+async def running(compose: Compose) -> AsyncIterator[Compose]:
     try:
         await compose.run("up", "-d", "--no-build")
         for port in ("LISTENER", "GATEWAY", "CHECK"):
@@ -102,7 +117,8 @@ async def orders(url: str) -> list[int]:
 
 
 async def test_every_container_is_killed_in_turn_and_nothing_is_lost() -> None:
-    async with running() as compose:
+    await built()
+    async with running(Compose()) as compose:
         url = f"ws://127.0.0.1:{compose.ports['GATEWAY']}/ws"
         async with oracle.socket_client(url, "pg.shop.change.public.orders.>") as (seen, arrived):
             ended = asyncio.Event()
@@ -127,3 +143,55 @@ async def test_every_container_is_killed_in_turn_and_nothing_is_lost() -> None:
         async with asyncio.timeout(60):
             while (await compose.run("ps")).count("(healthy)") < 5:
                 await asyncio.sleep(0.5)
+
+
+def from_containers(url: str) -> str:
+    """A URL of a port that is published on this machine, as a container reaches it."""
+    found = subprocess.run(["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"], capture_output=True, check=True)
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.replace(str(parts.hostname), found.stdout.decode().strip())).geturl()
+
+
+async def test_servers_of_ones_own_secrets_from_files_and_a_token() -> None:
+    """deploy/compose.own.yaml with the steps at its head."""
+    secret = secrets.token_hex(32)
+    await built()
+    async with contextlib.AsyncExitStack() as stack:
+        source, own_url = await stack.enter_async_context(containers.postgres("source"))
+        replica, _ = await stack.enter_async_context(containers.postgres("replica"))
+        nats = await stack.enter_async_context(containers.nats())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tocsin-secrets-")))
+        for name, value in (("database_url", from_containers(source)), ("replica_url", from_containers(replica)), ("nats_url", from_containers(nats))):
+            (folder / name).write_text(value)
+        (folder / "jwt_secret").write_text(secret)
+        for file in folder.iterdir():
+            file.chmod(0o400)
+            os.chown(file, 65532, 65532)
+        connection = await asyncpg.connect(source)
+        stack.push_async_callback(connection.close)
+        await connection.execute("CREATE TABLE orders (id int PRIMARY KEY)")
+        compose = Compose("compose.own.yaml", SECRETS=str(folder), SOURCE="shop")
+        compose.publish_gateway()
+        for verb in (("install",), ("watch", "orders"), ("replicate", "orders", "--source-url-from-replica", own_url)):
+            await compose.run("run", "--rm", "--no-deps", "listener", *verb)
+        await stack.enter_async_context(running(compose))
+        address = f"127.0.0.1:{compose.ports['GATEWAY']}"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            refused = await client.get(f"http://{address}/sse?subject=pg.>")
+            assert refused.status_code == 401, refused.text
+        token = jwt.encode({"sub": "test", "exp": int(time.time()) + 600, "subscribe": ["pg.shop.change.public.orders.>"]}, secret, "HS256")
+        async with connect(f"ws://{address}/ws?subject=pg.shop.change.public.orders.>", additional_headers={"Authorization": f"Bearer {token}"}) as socket:
+            frames: list[dict[str, Any]] = []
+            async with asyncio.timeout(30):
+                while not any(frame["op"] == "subscribed" for frame in frames):
+                    frames.append(json.loads(await socket.recv()))
+                await connection.execute("INSERT INTO orders VALUES (7)")
+                while frames[-1]["op"] != "event":
+                    frames.append(json.loads(await socket.recv()))
+        assert frames[-1]["event"]["data"]["key"] == {"id": 7}
+        async with asyncio.timeout(30):
+            while await orders(replica) != [7]:
+                await asyncio.sleep(0.1)
+        environment = await command("docker", "inspect", "--format", "{{json .Config.Env}}", await compose.container("gateway"))
+        assert secret not in environment
+        assert "DATABASE_URL" not in environment
