@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -21,12 +21,10 @@ from tocsin import broker, retry
 from tocsin.errors import Unavailable
 from tocsin.position import Position
 from tocsin.subject import Pattern, cover
+from tocsin_gateway.channels import Channels, Member
 from tocsin_gateway.consumer import Consumer, ConsumerLost
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.metrics import Metrics
-from tocsin_gateway.outbox import SocketOutbox
-from tocsin_gateway.protocol import Reason
-from tocsin_gateway.routes import Routes
 
 log = structlog.get_logger("tocsin.gateway")
 
@@ -38,37 +36,7 @@ REFRESH_SECONDS: Final = 5.0
 VERIFY_SECONDS: Final = 1.0
 JOIN_SECONDS: Final = 5.0
 NARROW_SECONDS: Final = 5.0
-FLUSH_BYTES: Final = 64 << 10
 MAX_FILTERS: Final = 256
-
-
-class Member(Protocol):
-    """A session that wants single events."""
-
-    def collect(self, event: StreamEvent, pattern: Pattern) -> bool: ...
-    def deliver(self, event: StreamEvent) -> None: ...
-    def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None: ...
-
-
-class Channel:
-    """One pattern. `shared` clients get the same bytes in one write; `members` are asked event by event."""
-
-    __slots__ = ("members", "pattern", "pending", "pending_bytes", "shared")
-
-    def __init__(self, pattern: Pattern) -> None:
-        self.pattern = pattern
-        self.shared: dict[SocketOutbox, Member] = {}
-        self.members: dict[Member, None] = {}
-        self.pending: list[bytes] = []
-        self.pending_bytes = 0
-
-    def flush(self) -> None:
-        if self.pending:
-            data = b"".join(self.pending)
-            self.pending.clear()
-            self.pending_bytes = 0
-            for outbox in tuple(self.shared):
-                outbox.write(data)
 
 
 @dataclass(slots=True)
@@ -86,17 +54,14 @@ class Hub:
         self._link = link
         self._stream = stream
         self._metrics = metrics
-        self._channels: Routes[Channel] = Routes()
         self._joins: list[_Join] = []
         self._wake = asyncio.Event()
         self._consumer: Consumer | None = None
         self._cover: tuple[Pattern, ...] = ()
         self._previous: StreamEvent | None = None
-        self._flush_scheduled = False
-        self._dirty: dict[Channel, None] = {}
-        self._patterns_changed = False
         self._whole_to = 0  # nothing up to here was dropped before it was read
         self._confirmed_to = 0  # the stream's end when it last confirmed `epoch`
+        self.channels = Channels(metrics)
         self.state: broker.StreamState | None = None
         self.answers = False
         self.head = 0
@@ -130,35 +95,6 @@ class Hub:
             # Once `on_joined` was called, it is the member's to leave.
             if join in self._joins:
                 self._joins.remove(join)
-
-    def leave(self, pattern: Pattern, member: Member) -> None:
-        channel = self._channels.get(pattern)
-        if channel is not None:
-            channel.flush()
-            channel.members.pop(member, None)
-            self._drop_if_empty(channel)
-
-    def share(self, pattern: Pattern, member: Member, outbox: SocketOutbox) -> None:
-        """From now on the pattern's events go to the outbox as shared bytes, and no longer to the member."""
-        channel = self._channels.get(pattern)
-        assert channel is not None, "join first"
-        channel.flush()
-        channel.members.pop(member, None)
-        channel.shared[outbox] = member
-
-    def unshare(self, pattern: Pattern, outbox: SocketOutbox) -> None:
-        """The reverse of `share`: the member gets single events again."""
-        channel = self._channels.get(pattern)
-        assert channel is not None, "share first"
-        channel.flush()
-        channel.members[channel.shared.pop(outbox)] = None
-
-    def flush(self) -> None:
-        """Hand out what waits for the end of this turn of the loop."""
-        self._flush_scheduled = False
-        dirty, self._dirty = self._dirty, {}
-        for channel in dirty:
-            channel.flush()
 
     async def run(self) -> None:
         """Follow the stream for ever, across every outage of NATS."""
@@ -202,12 +138,12 @@ class Hub:
             elif loop.time() - refreshed > (VERIFY_SECONDS if self.head > self._whole_to else REFRESH_SECONDS):
                 await self._refresh()
                 refreshed = loop.time()
-            if self._patterns_changed:
-                self._patterns_changed = False
+            if self.channels.changed:
+                self.channels.changed = False
                 narrow_at = loop.time() + NARROW_SECONDS
             elif narrow_at is not None and loop.time() >= narrow_at:
                 narrow_at = None
-                if _bounded(cover(self._channels.patterns())) != self._cover:
+                if _bounded(cover(self.channels.patterns())) != self._cover:
                     await self._change_cover()
 
     def _check_consumer(self, reconnects: int) -> None:
@@ -226,25 +162,20 @@ class Hub:
             await self._refresh()
             new = [join.pattern for join in joins if not any(have.contains(join.pattern) for have in self._cover)]
             if new:
-                self._patterns_changed = True
+                self.channels.changed = True
                 await self._change_cover(_bounded(cover((*self._cover, *new))))
         except (Unavailable, broker.JetStreamError, ConsumerLost):
             # They are admitted once the stream is back; whoever waits may give up before.
             self._joins = joins + self._joins
             raise
-        self.flush()
+        self.channels.flush()
         for join in joins:
             if join.done.cancelled():
                 continue
-            channel = self._channels.get(join.pattern)
-            if channel is None:
-                channel = Channel(join.pattern)
-                self._channels.add(join.pattern, channel)
-                self._patterns_changed = True
-            channel.members[join.member] = None
+            self.channels.add(join.pattern, join.member)
             join.done.set_result(self.position)
             if not join.on_joined(self.position):
-                self.leave(join.pattern, join.member)
+                self.channels.remove(join.pattern, join.member)
 
     async def _refresh(self) -> None:
         """Learn the stream's state, and move `head` past what does not match, if nothing that matches is on its way.
@@ -263,7 +194,7 @@ class Hub:
             if read and consumer.lost is None:
                 self.head = max(self.head, end)
                 self._whole_to = max(self._whole_to, end)
-        elif self._channels.patterns():
+        elif self.channels.patterns():
             self._check_whole(head)
         else:
             self.head = self._whole_to = end
@@ -294,7 +225,7 @@ class Hub:
             return
         self.head = self._whole_to = max(self.head, self.state.last_sequence)
         self._previous = None
-        self._reset_all("gap")
+        self.channels.reset(self.position, "gap")
         if self._consumer is not None:
             raise ConsumerLost("the stream dropped events, perhaps before they were read")
 
@@ -306,17 +237,11 @@ class Hub:
             log.warning("the stream began a new epoch", epoch=self.epoch, head=self.head)
             if self._consumer is not None:
                 self._consumer.lost = ConsumerLost("the stream began a new epoch")
-            self._reset_all("epoch")
-
-    def _reset_all(self, reason: Reason) -> None:
-        self.flush()
-        for channel in self._channels.values():
-            for member in (*channel.shared.values(), *channel.members):
-                member.reset(channel.pattern, self.position, reason)
+            self.channels.reset(self.position, "epoch")
 
     async def _change_cover(self, wanted: tuple[Pattern, ...] | None = None) -> None:
         """Read with other filters from `head` on. Opened at `head` itself, to know the original that a copy may follow."""
-        wanted = _bounded(cover(self._channels.patterns())) if wanted is None else wanted
+        wanted = _bounded(cover(self.channels.patterns())) if wanted is None else wanted
         old, self._consumer = self._consumer, None
         if old is not None:
             await old.close()
@@ -351,20 +276,7 @@ class Hub:
         self.head = event.sequence
         self._metrics.events.inc()
         original = previous if event.is_copy_of(previous) else None
-        touched: dict[Member, None] = {}
-        for channel in self._channels.match(event.subject):
-            if original is not None and channel.pattern.matches(original.subject):
-                continue
-            if channel.shared:
-                self._share_out(channel, event)
-            for member in channel.members:
-                if member.collect(event, channel.pattern):
-                    touched[member] = None
-        for member in touched:
-            member.deliver(event)
-        if self._dirty and not self._flush_scheduled:
-            self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self.flush)
+        self.channels.hand_out(event, original)
 
     def _adopt(self, event: StreamEvent) -> None:
         """A message of another epoch than the one we know. Raises ConsumerLost where the stream may have changed since we asked."""
@@ -372,21 +284,6 @@ class Hub:
             raise ConsumerLost(f"a message of epoch {event.epoch} came while {self.epoch} was known")
         # The stream has confirmed the epoch since. A position is a place in the stream as it is now, also behind a leftover of before.
         event.epoch = self.epoch
-
-    def _share_out(self, channel: Channel, event: StreamEvent) -> None:
-        channel.pending.append(event.framed)
-        channel.pending_bytes += len(event.framed)
-        self._metrics.frames.inc(len(channel.shared))
-        if channel.pending_bytes > FLUSH_BYTES:
-            channel.flush()
-        else:
-            self._dirty[channel] = None
-
-    def _drop_if_empty(self, channel: Channel) -> None:
-        if not channel.shared and not channel.members:
-            self._dirty.pop(channel, None)
-            self._channels.remove(channel.pattern)
-            self._patterns_changed = True
 
 
 def _bounded(filters: tuple[Pattern, ...]) -> tuple[Pattern, ...]:

@@ -7,29 +7,23 @@ asked event by event; while one of its subscriptions replays, its frames say in 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from tocsin import broker
-from tocsin.errors import Unavailable
 from tocsin.position import Position
 from tocsin.subject import Pattern
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Access, Grant
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.hub import Hub
-from tocsin_gateway.limits import JOIN_BUFFER_BYTES, REPLAY_PAGE, Limits
+from tocsin_gateway.limits import JOIN_BUFFER_BYTES, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
-from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+from tocsin_gateway.recovery import BUFFER_OVERHEAD, Recovery
 from tocsin_gateway.subscription import State, Subscription
 
 DRAIN_SECONDS: Final = 0.01
-FIRST_PAGE_SECONDS: Final = 5.0
-TURN_SECONDS: Final = 10.0
-BUFFER_OVERHEAD: Final = 256
-OLDEST: Final = timedelta(days=3650)
 
 
 class Session:
@@ -39,8 +33,6 @@ class Session:
         self, hub: Hub, link: broker.Link, stream: str, access: Access, limits: Limits, metrics: Metrics, outbox: Outbox, tasks: asyncio.TaskGroup
     ) -> None:
         self._hub = hub
-        self._link = link
-        self._stream = stream
         self._access = access
         self._limits = limits
         self._metrics = metrics
@@ -51,7 +43,7 @@ class Session:
         self._gathered: list[Subscription] = []
         self._sharing: Pattern | None = None
         self._last: StreamEvent | None = None
-        self._turns = asyncio.Semaphore(limits.replays)
+        self._recovery = Recovery(self, hub, link, stream, limits, metrics)
         self.grant: Grant | None = access.anonymous()
 
     @property
@@ -71,7 +63,7 @@ class Session:
             try:
                 self.grant.check(subscription.pattern, subscription.id)
             except ProtocolError as problem:
-                self._end_with(subscription, problem)
+                self.end_with(subscription, problem)
         return self.grant
 
     def handle(self, message: protocol.ClientMessage) -> None:
@@ -96,27 +88,27 @@ class Session:
             raise ProtocolError("limit", f"{self._limits.subscriptions} subscriptions are allowed on one socket", request.id)
         if not self._hub.ready:
             raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
-        self._unshare()
+        self.unshare()
         subscription = Subscription(request.id, pattern)
         self._subscriptions[request.id] = subscription
         self._metrics.subscriptions.inc()
-        subscription.task = self._tasks.create_task(self._run(subscription, since))
+        subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
 
     def unsubscribe(self, id: str) -> None:  # noqa: A002  # the field's name
         """Raises ProtocolError unknown-id."""
         subscription = self._subscriptions.get(id)
         if subscription is None:
             raise ProtocolError("unknown-id", f"there is no subscription {id!r}", id)
-        self._unshare()
+        self.unshare()
         self._drop(subscription)
         self._outbox.send(protocol.unsubscribed(id))
-        self._share()
+        self.share()
 
-    def _end_with(self, subscription: Subscription, problem: ProtocolError) -> None:
-        self._unshare()
+    def end_with(self, subscription: Subscription, problem: ProtocolError) -> None:
+        self.unshare()
         self._drop(subscription)
         self._tell_error(problem)
-        self._share()
+        self.share()
 
     def close(self, code: int, reason: str) -> None:
         """End the connection from our side."""
@@ -124,13 +116,13 @@ class Session:
 
     def end(self) -> None:
         """The connection is over."""
-        self._unshare()
+        self.unshare()
         for subscription in list(self._subscriptions.values()):
             self._drop(subscription)
 
     def send_positions(self) -> None:
         """Tell each subscription how far it is, so that a quiet one's position does not age."""
-        self._hub.flush()
+        self._hub.channels.flush()
         for subscription in self._subscriptions.values():
             if subscription.state is State.LIVE:
                 subscription.after = max(subscription.after, self._hub.head)
@@ -169,142 +161,24 @@ class Session:
         for subscription in self._attached.get(pattern, ()):
             if subscription.state is State.LIVE:
                 subscription.after = position.sequence
-                self._tell_subscribed(subscription, position, reason)
+                self.tell_subscribed(subscription, position, reason)
             else:
                 subscription.hole = reason
 
-    # One subscription's life.
-
-    async def _run(self, subscription: Subscription, since: protocol.Since) -> None:
-        try:
-            start = await self._start(since)
-            while isinstance(start, Position):
-                try:
-                    await self._replay(subscription, start)
-                except Hole as hole:
-                    # What `start` means moves on with a stream that drops its oldest events all the time.
-                    again = since == "start" and subscription.state is State.JOINING
-                    start = await self._start(since) if again else hole.reason
-                else:
-                    return
-            await self._go_live(subscription, start)
-        except (Unavailable, broker.JetStreamError) as error:
-            self._end_with(subscription, ProtocolError("unavailable", str(error), subscription.id))
-        except ProtocolError as problem:
-            self._end_with(subscription, problem)
-
-    async def _start(self, since: protocol.Since) -> Position | Reason | None:
-        """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
-        if since == "now":
-            return None
-        state = await broker.stream_state(self._link.client, self._stream)
-        if state is None or state.epoch is None:
-            raise Unavailable(f"there is no stream {self._stream}")
-        if isinstance(since, timedelta):
-            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - min(since, OLDEST))
-            return Position(state.epoch, before) if whole else "expired"
-        first = max(state.first_sequence, 1)
-        if since == "start":
-            return Position(state.epoch, first - 1)
-        assert isinstance(since, Position)
-        if since.epoch != state.epoch or since.sequence > state.last_sequence:
-            return "epoch"
-        return "expired" if since.sequence + 1 < first else since
-
-    async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
-        def joined(position: Position) -> bool:
-            if subscription.state is State.ENDED:
-                return self._still_member(subscription.pattern)
-            subscription.after = position.sequence
-            subscription.state = State.LIVE
-            self._attach(subscription)
-            self._tell_subscribed(subscription, position, reason)
-            self._share()
-            return True
-
-        await self._hub.join(subscription.pattern, self, joined)
-
-    async def _replay(self, subscription: Subscription, start: Position) -> None:
-        """Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
-        try:
-            async with asyncio.timeout(TURN_SECONDS):
-                await self._turns.acquire()
-        except TimeoutError:
-            message = f"{self._limits.replays} replays at once are allowed on one socket; try again when one has reached the present"
-            raise ProtocolError("limit", message, subscription.id) from None
-        subscription.after = start.sequence
-        pages = Pages(self._link, self._stream, subscription.pattern, start.epoch, start.sequence)
-        self._metrics.replays.inc()
-        try:
-            try:
-                async with asyncio.timeout(FIRST_PAGE_SECONDS):
-                    page, left = await pages.next()
-            except TimeoutError:
-                raise Unavailable("the stream can't be read at the moment; try again in a second") from None
-            subscription.enter(State.REPLAYING)
-            self._tell_subscribed(subscription, start, None)
-            reader = _Reader(self, subscription, self._metrics)
-            for event in page:
-                await reader.replay(event)
-            while left >= REPLAY_PAGE or not await self._join_buffered(subscription, pages, reader, start.epoch):
-                left = await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
-        finally:
-            self._turns.release()
-            self._metrics.replays.dec()
-            await pages.close()
-
-    async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader, epoch: str) -> bool:
-        """True once the subscription is live; False where the replay has to go on. Raises Hole."""
-
-        def joined(_position: Position) -> bool:
-            if subscription.state is State.ENDED:
-                return self._still_member(subscription.pattern)
-            subscription.state = State.BUFFERING
-            subscription.buffer.clear()
-            subscription.buffer_bytes, subscription.overflowed, subscription.hole = 0, False, None
-            self._attach(subscription)
-            return True
-
-        try:
-            position = await self._hub.join(subscription.pattern, self, joined)
-        except Unavailable:
-            return False  # an outage; the client has been told `subscribed`, so we go on when it is over
-        try:
-            if position.epoch != epoch:
-                raise Hole("epoch")
-            await reach(pages, reader, position)
-            while subscription.buffer:
-                event = subscription.buffer.popleft()
-                subscription.buffer_bytes -= len(event.body) + BUFFER_OVERHEAD
-                if event.sequence > subscription.after:
-                    await reader.replay(event)
-            if subscription.hole is not None:
-                raise Hole(subscription.hole)
-            if not subscription.overflowed:
-                subscription.enter(State.LIVE)
-                self._share()
-                return True
-        finally:
-            if subscription.state is State.BUFFERING:
-                self._detach(subscription)
-                subscription.state = State.REPLAYING
-        await pages.rewind(max(subscription.after, position.sequence))
-        return False
-
-    def _still_member(self, pattern: Pattern) -> bool:
+    def still_member(self, pattern: Pattern) -> bool:
         """Whether the hub must still ask us for the pattern's events, though the subscription that joined has ended."""
         return pattern in self._attached and self._sharing != pattern
 
-    def _attach(self, subscription: Subscription) -> None:
+    def attach(self, subscription: Subscription) -> None:
         self._attached.setdefault(subscription.pattern, []).append(subscription)
 
-    def _detach(self, subscription: Subscription) -> None:
+    def detach(self, subscription: Subscription) -> None:
         attached = self._attached.get(subscription.pattern)
         if attached is not None and subscription in attached:
             attached.remove(subscription)
             if not attached:
                 del self._attached[subscription.pattern]
-                self._hub.leave(subscription.pattern, self)
+                self._hub.channels.remove(subscription.pattern, self)
 
     def _drop(self, subscription: Subscription) -> None:
         if subscription.state is State.ENDED:
@@ -314,25 +188,25 @@ class Session:
         self._metrics.subscriptions.dec()
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
-        self._detach(subscription)
+        self.detach(subscription)
 
-    def _share(self) -> None:
+    def share(self) -> None:
         """Share bytes where exactly one live subscription is on a socket that can take frames."""
         if self._sharing is None and isinstance(self._outbox, SocketOutbox) and len(self._subscriptions) == 1:
             only = next(iter(self._subscriptions.values()))
             if only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
                 self._outbox.flush()
-                self._hub.share(only.pattern, self, self._outbox)
+                self._hub.channels.share(only.pattern, self, self._outbox)
                 self._sharing = only.pattern
 
-    def _unshare(self) -> None:
+    def unshare(self) -> None:
         if self._sharing is not None and isinstance(self._outbox, SocketOutbox):
-            self._hub.unshare(self._sharing, self._outbox)
+            self._hub.channels.unshare(self._sharing, self._outbox)
             for subscription in self._attached.get(self._sharing, ()):
                 subscription.after = max(subscription.after, self._hub.head)
             self._sharing = None
 
-    def _tell_subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
+    def tell_subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
         if reason is not None:
             self._metrics.unrecovered.labels(reason).inc()
         self._outbox.send(protocol.subscribed(subscription.id, subscription.pattern.text, position, reason))
@@ -352,16 +226,3 @@ class Session:
         subscription.enter(subscription.state)
         subscription.after = event.sequence
         self._outbox.send(event.addressed([subscription.json_id]))
-
-
-class _Reader:
-    """A replay's hand on its subscription."""
-
-    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics) -> None:
-        self._session = session
-        self._subscription = subscription
-        self._metrics = metrics
-
-    async def replay(self, event: StreamEvent) -> None:
-        self._metrics.replayed.inc()
-        await self._session.send_replayed(self._subscription, event)

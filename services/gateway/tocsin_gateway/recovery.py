@@ -1,0 +1,174 @@
+"""How a subscription gets from the place that its client asked for to the live events.
+
+`run` is the subscription's task until it is live; what it hands out goes through the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from tocsin import broker
+from tocsin.errors import Unavailable
+from tocsin.position import Position
+from tocsin_gateway import protocol
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.hub import Hub
+from tocsin_gateway.limits import REPLAY_PAGE, Limits
+from tocsin_gateway.metrics import Metrics
+from tocsin_gateway.protocol import ProtocolError, Reason
+from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+from tocsin_gateway.subscription import State, Subscription
+
+if TYPE_CHECKING:
+    from tocsin_gateway.session import Session
+
+FIRST_PAGE_SECONDS: Final = 5.0
+TURN_SECONDS: Final = 10.0
+BUFFER_OVERHEAD: Final = 256
+OLDEST: Final = timedelta(days=3650)
+
+
+class Recovery:
+    """One session's: its subscriptions take turns at replaying."""
+
+    __slots__ = ("_hub", "_limits", "_link", "_metrics", "_session", "_stream", "_turns")
+
+    def __init__(self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics) -> None:
+        self._session = session
+        self._hub = hub
+        self._link = link
+        self._stream = stream
+        self._limits = limits
+        self._metrics = metrics
+        self._turns = asyncio.Semaphore(limits.replays)
+
+    async def run(self, subscription: Subscription, since: protocol.Since) -> None:
+        try:
+            start = await self._start(since)
+            while isinstance(start, Position):
+                try:
+                    await self._replay(subscription, start)
+                except Hole as hole:
+                    # What `start` means moves on with a stream that drops its oldest events all the time.
+                    again = since == "start" and subscription.state is State.JOINING
+                    start = await self._start(since) if again else hole.reason
+                else:
+                    return
+            await self._go_live(subscription, start)
+        except (Unavailable, broker.JetStreamError) as error:
+            self._session.end_with(subscription, ProtocolError("unavailable", str(error), subscription.id))
+        except ProtocolError as problem:
+            self._session.end_with(subscription, problem)
+
+    async def _start(self, since: protocol.Since) -> Position | Reason | None:
+        """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
+        if since == "now":
+            return None
+        state = await broker.stream_state(self._link.client, self._stream)
+        if state is None or state.epoch is None:
+            raise Unavailable(f"there is no stream {self._stream}")
+        if isinstance(since, timedelta):
+            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - min(since, OLDEST))
+            return Position(state.epoch, before) if whole else "expired"
+        first = max(state.first_sequence, 1)
+        if since == "start":
+            return Position(state.epoch, first - 1)
+        assert isinstance(since, Position)
+        if since.epoch != state.epoch or since.sequence > state.last_sequence:
+            return "epoch"
+        return "expired" if since.sequence + 1 < first else since
+
+    async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
+        def joined(position: Position) -> bool:
+            if subscription.state is State.ENDED:
+                return self._session.still_member(subscription.pattern)
+            subscription.after = position.sequence
+            subscription.state = State.LIVE
+            self._session.attach(subscription)
+            self._session.tell_subscribed(subscription, position, reason)
+            self._session.share()
+            return True
+
+        await self._hub.join(subscription.pattern, self._session, joined)
+
+    async def _replay(self, subscription: Subscription, start: Position) -> None:
+        """Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            message = f"{self._limits.replays} replays at once are allowed on one socket; try again when one has reached the present"
+            raise ProtocolError("limit", message, subscription.id) from None
+        subscription.after = start.sequence
+        pages = Pages(self._link, self._stream, subscription.pattern, start.epoch, start.sequence)
+        self._metrics.replays.inc()
+        try:
+            try:
+                async with asyncio.timeout(FIRST_PAGE_SECONDS):
+                    page, left = await pages.next()
+            except TimeoutError:
+                raise Unavailable("the stream can't be read at the moment; try again in a second") from None
+            subscription.enter(State.REPLAYING)
+            self._session.tell_subscribed(subscription, start, None)
+            reader = _Reader(self._session, subscription, self._metrics)
+            for event in page:
+                await reader.replay(event)
+            while left >= REPLAY_PAGE or not await self._join_buffered(subscription, pages, reader, start.epoch):
+                left = await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
+        finally:
+            self._turns.release()
+            self._metrics.replays.dec()
+            await pages.close()
+
+    async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader, epoch: str) -> bool:
+        """True once the subscription is live; False where the replay has to go on. Raises Hole."""
+
+        def joined(_position: Position) -> bool:
+            if subscription.state is State.ENDED:
+                return self._session.still_member(subscription.pattern)
+            subscription.state = State.BUFFERING
+            subscription.buffer.clear()
+            subscription.buffer_bytes, subscription.overflowed, subscription.hole = 0, False, None
+            self._session.attach(subscription)
+            return True
+
+        try:
+            position = await self._hub.join(subscription.pattern, self._session, joined)
+        except Unavailable:
+            return False  # an outage; the client has been told `subscribed`, so we go on when it is over
+        try:
+            if position.epoch != epoch:
+                raise Hole("epoch")
+            await reach(pages, reader, position)
+            while subscription.buffer:
+                event = subscription.buffer.popleft()
+                subscription.buffer_bytes -= len(event.body) + BUFFER_OVERHEAD
+                if event.sequence > subscription.after:
+                    await reader.replay(event)
+            if subscription.hole is not None:
+                raise Hole(subscription.hole)
+            if not subscription.overflowed:
+                subscription.enter(State.LIVE)
+                self._session.share()
+                return True
+        finally:
+            if subscription.state is State.BUFFERING:
+                self._session.detach(subscription)
+                subscription.state = State.REPLAYING
+        await pages.rewind(max(subscription.after, position.sequence))
+        return False
+
+
+class _Reader:
+    """A replay's hand on its subscription."""
+
+    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics) -> None:
+        self._session = session
+        self._subscription = subscription
+        self._metrics = metrics
+
+    async def replay(self, event: StreamEvent) -> None:
+        self._metrics.replayed.inc()
+        await self._session.send_replayed(self._subscription, event)
