@@ -20,9 +20,11 @@ from rich.text import Text
 from tocsin.errors import OperatorError
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
-from tocsin_check.audit import Outcome, Sides
+from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker, open_sides
 from tocsin_check.fence import Lagging
+from tocsin_check.judgement import Sides
+from tocsin_check.pace import Pace
 from tocsin_check.report import EXIT_CODES, Report, Status, TableReport
 from tocsin_check.table import Comparable
 from tocsin_check.values import Pair, values
@@ -103,7 +105,7 @@ class _Run:
         self._show_values = show_values
         self._state = state
         # One run may take hours, and what it proved first is still the result of this run.
-        self._checker = Checker(*self._urls, share=1, publishing=False, every=_KEPT)
+        self._checker = Checker(*self._urls, pace=Pace(), publishing=False, every=_KEPT)
         self._done = Done(pair=[])
         self._left: list[str] = []
 

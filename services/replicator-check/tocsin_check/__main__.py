@@ -15,7 +15,9 @@ from tocsin.service import Readiness
 from tocsin.settings import Settings, load_settings
 from tocsin_check import sessions
 from tocsin_check.app import make_app
+from tocsin_check.changes import Changes
 from tocsin_check.checker import Checker
+from tocsin_check.feed import Feed, follow
 from tocsin_check.guard import guard
 from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
@@ -33,7 +35,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         with contextlib.suppress(Unavailable):
             await postgres.close(await sessions.open_reader(url, setting))
     metrics = Metrics(CollectorRegistry())
-    checker = Checker(source_url, replica_url, on_audit=metrics.observe)
+    changes = Changes()
+    feed = Feed(changes, stream=settings.stream_name, prefix=settings.subject_prefix, source=settings.source_name)
+    checker = Checker(source_url, replica_url, on_audit=metrics.observe, followed=(changes, feed))
     metrics.registry.register(ReportCollector(checker))
 
     def readiness() -> Readiness:
@@ -41,8 +45,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
     history = History(replica_url, checker.report)
     app = make_app(checker, metrics.registry, readiness, history, allowed)
+    works = (checker.run_audits(), checker.run_pulse(), history.run(), _announce(settings, checker), follow(feed, settings.nats_servers, settings.nats_login))
     async with asyncio.TaskGroup() as group:
-        working = [group.create_task(run) for run in (checker.run_audits(), checker.run_pulse(), history.run(), _announce(settings, checker))]
+        working = [group.create_task(run) for run in works]
         await service.serve_http(app, sock, stop)
         for task in working:
             task.cancel()

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tocsin import __version__
 from tocsin.api_page import POLICY, api_page
 from tocsin.service import Readiness, add_health
+from tocsin_check.asked import Audit
 from tocsin_check.block_map import BlockReport
-from tocsin_check.checker import Audit, Checker
+from tocsin_check.checker import Checker
 from tocsin_check.guard import REFUSALS, Guard
 from tocsin_check.history import History, LagPoint, Stretch
 from tocsin_check.report import Report, RowPage, TableReport
@@ -135,7 +136,7 @@ def _add_report(app: APIRouter, checker: Checker) -> None:
 
     @app.get("/drift/{table}/blocks", summary="A map of it: which part was proven when", tags=["report"], responses=_MISSING)
     async def blocks(table: TableName) -> list[BlockReport]:
-        return checker.blocks.blocks(_table(checker, table).table)
+        return checker.block_reports(_table(checker, table).table)
 
 
 def _add_history(app: APIRouter, history: History) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import sys
@@ -12,23 +11,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import asyncpg
 
-from tocsin_check.fence import Fence, Mark, Unsettled
+from tocsin_check.fence import Mark
+from tocsin_check.judgement import BATCH, Sides, both, judge, version_of
+from tocsin_check.pace import Pace
 from tocsin_check.reading import Reading
 from tocsin_check.table import Comparable
-from tocsin_check.verdict import DRIFT, Case, Key, Seen, Stage, Verdict, Version, at, same_values
-
-One = TypeVar("One")
-Other = TypeVar("Other")
+from tocsin_check.verdict import DRIFT, Case, Key, Seen, Verdict, Version
 
 FIRST_BLOCK: Final = 25_000
 LARGEST_BLOCK: Final = 250_000
 SECONDS_PER_BLOCK: Final = 0.35
-BATCH: Final = 5_000
-"""Keys judged together: they share each fence."""
 CASES_KEPT: Final = 100_000
 """Drifted rows kept by key; the counts go on beyond it."""
 
@@ -37,19 +33,11 @@ Range = tuple[Key | None, Key | None]
 
 
 @dataclass(slots=True)
-class Sides:
-    """The two reading sessions, and the fence between them."""
-
-    source: asyncpg.Connection
-    replica: asyncpg.Connection
-    fence: Fence
-
-
-@dataclass(slots=True)
 class Outcome:
     """What an audit of one table proved. `started` and `position` are from before its first read: everything up to there is covered.
 
-    `drifted` has the first CASES_KEPT cases, `counts` counts the rows of all.
+    `drifted` has the first CASES_KEPT cases, `counts` counts the rows of all. `reached` is where the next block begins; None is the table's end.
+    `keys` are those that an audit of keys has judged.
     """
 
     started: datetime
@@ -57,9 +45,11 @@ class Outcome:
     rows: int = 0
     blocks: int = 0
     source_seconds: float = 0.0
+    reached: Key | None = None
     drifted: list[Case] = field(default_factory=list)
     pending: list[Case] = field(default_factory=list)
     counts: Counter[Verdict] = field(default_factory=Counter)
+    keys: set[Key] = field(default_factory=set)
 
     def count(self, verdict: Verdict) -> int:
         return self.counts[verdict]
@@ -92,48 +82,63 @@ OnBlock = Callable[[Outcome], Awaitable[None]]
 
 
 class TableAudit:
-    """One pass over a table. `share` is how much of one source backend's time it may take; 1 does not pause.
+    """One pass over a table, at a pace.
 
     While the replica's side of a block is fenced and read, the source's side of the next one is read already: each source read lies
     before its own block's fence, and nothing else is asked of their order. The seed is drawn anew for each audit, so two rows
     whose hashes happen to be equal this time differ the next time.
     """
 
-    def __init__(self, sides: Sides, table: Comparable, *, patience: float = 5.0, share: float = 1.0, on_block: OnBlock | None = None) -> None:
+    def __init__(self, sides: Sides, table: Comparable, *, patience: float = 5.0, pace: Pace | None = None, on_block: OnBlock | None = None) -> None:
         self._sides = sides
         self._table = table
         self._patience = patience
-        self._share = share
+        self._pace = pace or Pace()
         self._on_block = on_block
         self._block = FIRST_BLOCK
         self._seed = secrets.randbits(62)
 
     async def run(self) -> Outcome:
         """Raises Lagging where a fence does not come through, and asyncpg's errors."""
+        return await self.run_from(None)
+
+    async def run_from(self, low: Key | None, seconds: float | None = None) -> Outcome:
+        """From `low` on, for about `seconds`, and at least one block; `reached` says where to go on. Raises as `run`."""
         outcome = Outcome(datetime.now(UTC), await self._sides.fence.position())
-        block: Block | None = await self._read_block(None, outcome)
+        until = time.monotonic() + seconds if seconds is not None else None
+        block: Block | None = await self._read_block(low, outcome)
         while block is not None:
-            following, theirs = await both(self._following(block, outcome), self._replica_digest(block))
+            ended = until is not None and time.monotonic() >= until
+            following, theirs = await both(self._following(None if ended else block.high, outcome), self._replica_digest(block))
             if theirs != block.digest:
                 await self._resolve(block, max(block.rows, theirs[0]), outcome)
             outcome.rows += block.rows
             outcome.blocks += 1
+            outcome.reached = block.high
             if self._on_block is not None:
                 await self._on_block(outcome)
             block = following
         return outcome
 
     async def run_keys(self, keys: Sequence[Key]) -> Outcome:
-        """Judge only these keys. Raises as `run`."""
-        outcome = Outcome(datetime.now(UTC), await self._sides.fence.position(), rows=len(keys))
-        await self._judge([Case(key) for key in keys], outcome)
+        """Judge only these keys, given as text that PostgreSQL reads. Raises as `run`, and DataError for what is no key."""
+        outcome = Outcome(datetime.now(UTC), await self._sides.fence.position())
+        begun = time.monotonic()
+        for first in range(0, len(keys), BATCH):
+            sql, arguments = self._table.source.canonical_sql(keys[first : first + BATCH])
+            found = dict.fromkeys(tuple(row["k"]) for row in await self._sides.source.fetch(sql, *arguments))
+            await self._judge([Case(key) for key in found], outcome)
+            outcome.keys |= found.keys()
+        outcome.rows = len(outcome.keys)
+        outcome.source_seconds = time.monotonic() - begun
         return outcome
 
-    async def _following(self, block: Block, outcome: Outcome) -> Block | None:
-        return await self._read_block(block.high, outcome) if block.high is not None else None
+    async def _following(self, low: Key | None, outcome: Outcome) -> Block | None:
+        return await self._read_block(low, outcome) if low is not None else None
 
     async def _read_block(self, low: Key | None, outcome: Outcome) -> Block:
-        """The source's side of the block that begins at `low`, and then a pause that keeps to the share."""
+        """The source's side of the block that begins at `low`, and then a pause that keeps to the pace."""
+        await self._pace.clear(self._sides)
         reading = self._table.source
         begun = time.monotonic()
         high = None
@@ -147,8 +152,7 @@ class TableAudit:
         seconds = time.monotonic() - begun
         outcome.source_seconds += seconds
         self._adapt(seconds)
-        if self._share < 1:
-            await asyncio.sleep(seconds * (1 / self._share - 1))
+        await self._pace.rest(seconds, int(row["rows"]))
         return Block(low, high, (int(row["rows"]), int(row["h"])))
 
     def _adapt(self, seconds: float) -> None:
@@ -220,7 +224,7 @@ class TableAudit:
         sql, arguments = reading.listed_sql(low, high, self._seed, hashes)
         versions: dict[Key, list[Version]] = {}
         for row in await connection.fetch(sql, *arguments):
-            versions.setdefault(tuple(row["k"]), []).append(_version(row))
+            versions.setdefault(tuple(row["k"]), []).append(version_of(row))
         return {key: tuple(sorted(found)) for key, found in versions.items()}
 
     async def _judge(self, cases: Sequence[Case], outcome: Outcome) -> None:
@@ -233,84 +237,3 @@ class TableAudit:
         mark = await self._sides.fence.mark()
         await self._sides.fence.arrived(mark, self._patience)
         return mark
-
-
-async def both(one: Awaitable[One], other: Awaitable[Other]) -> tuple[One, Other]:
-    """Both results, got at the same time; the first exception as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            first, second = group.create_task(_result(one)), group.create_task(_result(other))
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return first.result(), second.result()
-
-
-async def _result(awaitable: Awaitable[One]) -> One:
-    return await awaitable
-
-
-async def judge(sides: Sides, table: Comparable, cases: Sequence[Case], *, patience: float) -> None:
-    """Take every case to its verdict; each step makes one observation for all cases that wait for it. Raises Lagging."""
-    while any(case.stage is not Stage.DONE for case in cases):
-        for case, seen in await _lookup(sides.source, table.source, at(Stage.READ, cases)):
-            case.read(seen)
-        for case, seen in await _fenced_lookup(sides, table, at(Stage.FENCE, cases), patience):
-            case.fenced(seen)
-        for case, seen in await _lookup(sides.source, table.source, at(Stage.LOOK, cases)):
-            case.looked(seen)
-        await _settle(sides, table, at(Stage.SETTLE, cases), patience)
-        for case, seen in await _fenced_lookup(sides, table, at(Stage.CONFIRM, cases), patience):
-            case.confirmed(seen)
-    await _name_columns(sides, table, [case for case in cases if case.verdict is Verdict.DIFFERENT])
-
-
-async def _settle(sides: Sides, table: Comparable, cases: list[Case], patience: float) -> None:
-    if not cases:
-        return
-    try:
-        await sides.fence.settled(await sides.fence.mark(), patience)
-    except Unsettled as blocked:
-        for case in cases:
-            case.give_up(str(blocked))
-        return
-    for case, seen in await _lookup(sides.source, table.source, cases):
-        case.settled(seen)
-
-
-async def _fenced_lookup(sides: Sides, table: Comparable, cases: list[Case], patience: float) -> list[tuple[Case, Seen]]:
-    if cases:
-        await sides.fence.arrived(await sides.fence.mark(), patience)
-    return await _lookup(sides.replica, table.replica, cases)
-
-
-async def _lookup(connection: asyncpg.Connection, reading: Reading, cases: list[Case]) -> list[tuple[Case, Seen]]:
-    if not cases:
-        return []
-    sql, arguments = reading.lookup_sql([case.key for case in cases])
-    versions: dict[int, list[Version]] = {}
-    for row in await connection.fetch(sql, *arguments):
-        versions.setdefault(row["ord"], []).append(_version(row))
-    return [(case, tuple(sorted(versions.get(i, ())))) for i, case in enumerate(cases, 1)]
-
-
-async def _name_columns(sides: Sides, table: Comparable, cases: list[Case]) -> None:
-    """Which columns differ, for rows that still hold what was judged."""
-    for first in range(0, len(cases), BATCH):
-        batch = cases[first : first + BATCH]
-        found = []
-        for connection, reading in ((sides.source, table.source), (sides.replica, table.replica)):
-            sql, arguments = reading.lookup_sql([case.key for case in batch], columns=True)
-            found.append({row["ord"]: row for row in await connection.fetch(sql, *arguments)})
-        ours, theirs = found
-        for i, case in enumerate(batch, 1):
-            if i in ours and i in theirs and _still(case.source, ours[i]) and _still(case.replica, theirs[i]):
-                pairs = zip(table.source.columns, ours[i]["columns"], theirs[i]["columns"], strict=True)
-                case.columns = tuple(column.name for column, one, other in pairs if one != other)
-
-
-def _still(judged: Seen, row: asyncpg.Record) -> bool:
-    return same_values(judged, (_version(row),))
-
-
-def _version(row: asyncpg.Record) -> Version:
-    return Version(row["place"], row["xmin"], row["untouched"], (row["h1"], row["h2"]))

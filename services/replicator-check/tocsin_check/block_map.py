@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from tocsin_check.audit import OnBlock, Outcome
-from tocsin_check.verdict import DRIFT
+from tocsin_check.verdict import DRIFT, Key
 
 
 class BlockReport(BaseModel):
@@ -21,28 +26,53 @@ class BlockReport(BaseModel):
     verified_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block's report, and the half-open range of its keys."""
+
+    report: BlockReport
+    low: Key | None
+    high: Key | None
+
+
 class BlockMap:
     """One list of blocks a table. While a pass is under way the blocks that it has not reached are those of the pass before."""
 
     def __init__(self) -> None:
-        self._whole: dict[str, list[BlockReport]] = {}
-        self._passing: dict[str, list[BlockReport]] = {}
+        self._whole: dict[str, list[_Block]] = {}
+        self._passing: dict[str, list[_Block]] = {}
 
-    def blocks(self, table: str) -> list[BlockReport]:
+    def blocks(self, table: str, dirty: Iterable[Key] = (), drifted: Iterable[Key] = ()) -> list[BlockReport]:
+        """With the blocks of `dirty` keys and of `drifted` ones marked, where the key is one integer: others can't be ordered here."""
         passing = self._passing.get(table, [])
-        reached = passing[-1].first + passing[-1].rows if passing else 0
-        return [*passing, *(block for block in self._whole.get(table, []) if block.first >= reached)]
+        reached = passing[-1].report.first + passing[-1].report.rows if passing else 0
+        blocks = [*passing, *(block for block in self._whole.get(table, []) if block.report.first >= reached)]
+        changed, wrong = _places(blocks, dirty), _places(blocks, drifted)
+        found = []
+        for i, block in enumerate(blocks):
+            update: dict[str, Any] = {}
+            if block.report.state != "drifted" and wrong[i]:
+                update = {"state": "drifted", "drifted": wrong[i]}
+            elif block.report.state == "clean" and changed[i]:
+                update = {"state": "dirty"}
+            found.append(block.report.model_copy(update=update))
+        return found
 
-    def following(self, table: str, then: OnBlock | None) -> OnBlock:
-        """For one audit of the table: notes each block, and goes on to `then`."""
+    def following(self, table: str, then: OnBlock | None, *, from_row: int = 0) -> OnBlock:
+        """For one audit of the table: notes each block, and goes on to `then`. `from_row` goes on with the pass under way."""
+        passing = self._passing[table] = [block for block in self._passing.get(table, []) if block.report.first < from_row]
+        base = passing[-1].report.first + passing[-1].report.rows if passing else 0
         seen = [0, 0, 0]
-        passing = self._passing[table] = []
+        low = passing[-1].high if passing else None
 
         async def on_block(outcome: Outcome) -> None:
+            nonlocal low
             now = [outcome.rows, sum(outcome.count(verdict) for verdict in DRIFT), len(outcome.pending)]
             rows, drifted, pending = (after - before for after, before in zip(now, seen, strict=True))
             state: Literal["clean", "drifted", "pending"] = "drifted" if drifted else "pending" if pending else "clean"
-            passing.append(BlockReport(first=seen[0], rows=rows, state=state, drifted=drifted, verified_at=datetime.now(UTC)))
+            report = BlockReport(first=base + seen[0], rows=rows, state=state, drifted=drifted, verified_at=datetime.now(UTC))
+            passing.append(_Block(report, low, outcome.reached))
+            low = outcome.reached
             seen[:] = now
             if then is not None:
                 await then(outcome)
@@ -54,3 +84,16 @@ class BlockMap:
         passing = self._passing.pop(table, None)
         if passing:
             self._whole[table] = passing
+
+
+def _places(blocks: list[_Block], keys: Iterable[Key]) -> Counter[int]:
+    """How many of the keys lie in which block."""
+    found: Counter[int] = Counter()
+    try:
+        starts = [int(block.low[0]) if block.low is not None else -sys.maxsize for block in blocks]
+        numbers = [int(value) for (value,) in keys]
+    except ValueError:
+        return found
+    for number in numbers:
+        found[max(0, bisect.bisect_right(starts, number) - 1)] += 1
+    return found

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -18,21 +16,25 @@ import structlog
 from tocsin import postgres, retry
 from tocsin.errors import OperatorError, Unavailable
 from tocsin_check import inventory, report, sessions
-from tocsin_check.audit import OnBlock, Outcome, Sides, TableAudit
-from tocsin_check.block_map import BlockMap
+from tocsin_check.asked import Asked, Audit
+from tocsin_check.audit import OnBlock, Outcome, TableAudit
+from tocsin_check.block_map import BlockMap, BlockReport
+from tocsin_check.changes import Changes, Stream
 from tocsin_check.fence import Fence, Lagging
 from tocsin_check.findings import CounterWatch
+from tocsin_check.incremental import AuditOf, Incremental
+from tocsin_check.judgement import Sides
 from tocsin_check.ledger import Ledger
+from tocsin_check.pace import Pace
+from tocsin_check.pulse import Pulse
 from tocsin_check.report import Report
 from tocsin_check.table import Comparable, Unauditable
 
 EVERY: Final = timedelta(seconds=10)
-PULSE: Final = 1.0
 PATIENCE: Final = 5.0
 SHARE: Final = 0.25
 STALE_AFTER: Final = 6
 """A proof is stale once it is older than so many intervals."""
-_FORGOTTEN_AFTER: Final = 100
 
 log = structlog.get_logger("tocsin.check")
 
@@ -46,21 +48,6 @@ _ONE_TABLE: Final = (
     asyncpg.DataError,
 )
 """What concerns one table and not the session: changed, dropped, locked or forbidden during its audit."""
-
-
-@dataclass(slots=True)
-class Audit:
-    """An audit that somebody asked for; `tables` is None for all."""
-
-    id: str
-    tables: tuple[str, ...] | None
-    status: Literal["queued", "running", "done", "failed"] = "queued"
-    done: int = 0
-    total: int = 0
-    table: str | None = None
-    rows: int = 0
-    error: str | None = None
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @contextlib.asynccontextmanager
@@ -83,7 +70,10 @@ async def open_sides(source_url: str, replica_url: str) -> AsyncIterator[Sides]:
 
 
 class Checker:
-    """`run_audits` and `run_pulse` belong into the service's TaskGroup; everything else reads or asks."""
+    """`run_audits` and `run_pulse` belong into the service's TaskGroup; everything else reads or asks.
+
+    With `changes` and `stream` (tocsin_check.feed) tables whose changes the event stream tells are audited incrementally.
+    """
 
     def __init__(
         self,
@@ -91,41 +81,38 @@ class Checker:
         replica_url: str,
         *,
         every: timedelta = EVERY,
-        share: float = SHARE,
+        pace: Pace | None = None,
         on_audit: Callable[[str, Outcome], None] | None = None,
         publishing: bool = True,
+        followed: tuple[Changes, Stream] | None = None,
     ) -> None:
         self._source_url = source_url
         self._replica_url = replica_url
         self._every = every
-        self._share = share
+        self.pace = pace or Pace(share=SHARE)
         self._on_audit = on_audit or (lambda _table, _outcome: None)
         self._publishing = publishing
-        self._asked = asyncio.Event()
-        self._queue: list[Audit] = []
-        self._audits: dict[str, Audit] = {}
+        self._asked = Asked()
         self._hashable: dict[str, bool] = {}
         self._replication = report.ReplicationReport()
         self._counters = CounterWatch()
-        self._waiting_since: float | None = None
-        self._last_lag: float | None = None
-        self._beat: float | None = None
+        self._pulse = Pulse()
         self._swept = False
         self._trouble: str | None = "the first audit has not begun"
+        self._tables: tuple[Comparable | Unauditable, ...] = ()
         self.ledger = Ledger()
         self.blocks = BlockMap()
+        self.incremental = Incremental(*followed, self.ledger, self.blocks) if followed is not None else None
 
     @property
     def lag(self) -> float | None:
         """Seconds: the age of the oldest marker that the replica does not show, else what the last one took."""
-        if self._waiting_since is not None:
-            return max(time.monotonic() - self._waiting_since, self._last_lag or 0.0)
-        return self._last_lag
+        return self._pulse.lag
 
     @property
     def alive(self) -> bool:
-        """Whether both servers have answered within the last 10 s and one sweep is complete."""
-        return self._swept and self._beat is not None and time.monotonic() - self._beat < 10
+        """Whether both servers have answered within the last 10 s and one round is complete."""
+        return self._swept and self._pulse.alive
 
     @property
     def trouble(self) -> str | None:
@@ -145,35 +132,34 @@ class Checker:
             )
             for table in self.ledger.reports()
         ]
-        checked = max((entry.audited for t in tables if (entry := self.ledger.get(t.table)) and entry.audited), default=None)
+        checked = max((entry.checked for t in tables if (entry := self.ledger.get(t.table)) and entry.checked), default=None)
         status = report.overall(tables, self._replication.findings)
         return Report(status=status, checked_at=checked, lag_seconds=self.lag, reason=self._trouble, replication=self._replication, tables=tables)
 
+    def block_reports(self, name: str) -> list[BlockReport]:
+        """The map of a table's blocks, with what changed since they were read."""
+        table = next((t for t in self._tables if str(t.name) == name and isinstance(t, Comparable)), None)
+        entry = self.ledger.get(name)
+        dirty = self.incremental.changed_keys(table) if self.incremental is not None and isinstance(table, Comparable) else []
+        return self.blocks.blocks(name, dirty, entry.rows if entry is not None else ())
+
     def ask(self, tables: tuple[str, ...] | None) -> Audit:
         """Queue an audit; it comes before what is due."""
-        audit = Audit(secrets.token_hex(6), tables)
-        self._audits[audit.id] = audit
-        for old in list(self._audits)[:-_FORGOTTEN_AFTER]:
-            del self._audits[old]
-        self._queue.append(audit)
-        self._asked.set()
-        return audit
+        return self._asked.add(tables)
 
     def audits(self) -> list[Audit]:
         """Those that were asked for, the newest first."""
-        return list(reversed(self._audits.values()))
+        return self._asked.all()
 
     def audit(self, id_: str) -> Audit | None:
-        return self._audits.get(id_)
+        return self._asked.get(id_)
 
     async def run_pulse(self) -> None:
-        """Measure the lag every second, on sessions of its own, so that a long audit does not hide it."""
+        """Measure the lag every second, on sessions of its own."""
         async for attempt in self._forever():
             with attempt:
                 async with open_sides(self._source_url, self._replica_url) as sides:
-                    while True:
-                        await self._one_beat(sides)
-                        await asyncio.sleep(PULSE)
+                    await self._pulse.run(sides)
 
     async def run_audits(self) -> None:
         """Audit without end. A lost server is waited for; what was asked for meanwhile is done when it is back."""
@@ -188,63 +174,57 @@ class Checker:
     def _on_trouble(self, attempt: int, error: BaseException | None, pause: float) -> None:
         text = str(error) or type(error).__name__
         self._trouble = f"{text}; {error.fix}" if isinstance(error, OperatorError) else text
-        self._waiting_since = None
+        self._pulse.lost()
         if attempt in (1, 5) or attempt % 60 == 0:
             log.warning("can't check", reason=self._trouble, attempt=attempt, pause=round(pause, 2))
-
-    async def _one_beat(self, sides: Sides) -> None:
-        try:
-            mark = await sides.fence.mark()
-        except asyncpg.UndefinedTableError:
-            self._beat = time.monotonic()  # no marker table yet; the report says what to do
-            return
-        self._waiting_since = self._waiting_since or mark.written
-        while True:
-            self._beat = time.monotonic()
-            try:
-                await sides.fence.arrived(mark, mark.age + PULSE)
-            except Lagging:
-                continue
-            self._waiting_since, self._last_lag = None, sides.fence.lag
-            return
 
     async def _session(self) -> None:
         async with open_sides(self._source_url, self._replica_url) as sides:
             while True:
                 tables = await self.take_stock(sides)
                 await self._serve_asked(sides, tables)
-                moment = report.now()
-                due = [t for t in tables if isinstance(t, Comparable) and self.ledger.due(str(t.name), moment, self._every)]
                 with contextlib.suppress(Lagging):
-                    for table in due:
-                        await self.audit_table(sides, table)
-                        if self._queue:
-                            break
+                    await self._one_round(sides, [table for table in tables if isinstance(table, Comparable)])
                 self._swept = True
                 await self._pause()
 
+    async def _one_round(self, sides: Sides, tables: list[Comparable]) -> None:
+        moment = report.now()
+        for table in tables:
+            if self.incremental is not None and self.incremental.obstacle(table) is None:
+                await self._audit_part(sides, table, self.incremental)
+            elif self.ledger.due(str(table.name), moment, self._every):
+                await self.audit_table(sides, table)
+            if self._asked:
+                return
+
     async def _pause(self) -> None:
-        self._asked.clear()
-        if self._queue:
+        self._asked.arrived.clear()
+        if self._asked:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(self._every.total_seconds(), 5.0)):
-                await self._asked.wait()
+                await self._asked.arrived.wait()
 
     async def take_stock(self, sides: Sides) -> tuple[Comparable | Unauditable, ...]:
         """Read both catalogs; afterwards the report has the findings, and an entry for each replicated table."""
         taken = await inventory.take(sides.source, sides.replica, self._hashable)
         self._trouble = None
         self._replication = report.replication_report(taken.facts, self._counters.look(taken.facts, time.monotonic()))
+        self._tables = taken.tables
         self.ledger.keep(str(table.name) for table in taken.tables)
         for table in taken.tables:
             if isinstance(table, Unauditable):
                 self.ledger.set_status(str(table.name), "pending" if table.pending else "unauditable", table.reason)
+        if self.incremental is not None:
+            await self.incremental.look(sides)
+            for table in taken.tables:
+                if isinstance(table, Comparable):
+                    self.incremental.stock(table)
         return taken.tables
 
     async def _serve_asked(self, sides: Sides, tables: tuple[Comparable | Unauditable, ...]) -> None:
-        while self._queue:
-            audit = self._queue.pop(0)
+        while (audit := self._asked.next()) is not None:
             chosen = [t for t in tables if isinstance(t, Comparable) and (audit.tables is None or str(t.name) in audit.tables)]
             audit.status, audit.total = "running", len(chosen)
             try:
@@ -267,11 +247,49 @@ class Checker:
                 audit.finished.set()
 
     async def audit_table(self, sides: Sides, table: Comparable, on_block: OnBlock | None = None) -> None:
-        """One audit; its result stands in the ledger, and news goes into the event stream. Raises Lagging, and what ends the session."""
+        """One full audit; its result stands in the ledger, and news goes into the event stream. Raises Lagging, and what ends the session."""
         name = str(table.name)
         begun = time.monotonic()
+        complete = False
+        if self.incremental is not None:
+            self.incremental.full_begins(name)
         try:
-            outcome = await TableAudit(sides, table, patience=PATIENCE, share=self._share, on_block=self.blocks.following(name, on_block)).run()
+            async with self._one_table(sides, name):
+                outcome = await self._audit_of(sides)(table, self.blocks.following(name, on_block)).run()
+                self.blocks.complete(name)
+                news = self.ledger.proven(table, outcome, time.monotonic() - begun)
+                self._took(sides, name, outcome)
+                complete = True
+                await self._tell(sides, table, news)
+        finally:
+            if not complete and self.incremental is not None:
+                self.incremental.full_failed(name)
+
+    async def _audit_part(self, sides: Sides, table: Comparable, incremental: Incremental) -> None:
+        """What changed, and a slice of what did not. Raises Lagging, and what ends the session."""
+        name = str(table.name)
+
+        def took(name: str, outcome: Outcome) -> None:
+            self._took(sides, name, outcome)
+
+        async with self._one_table(sides, name):
+            for part in (incremental.audit_changes, incremental.sweep):
+                await self._tell(sides, table, await part(table, self._audit_of(sides), took))
+            incremental.stock(table)
+
+    def _audit_of(self, sides: Sides) -> AuditOf:
+        return lambda table, on_block: TableAudit(sides, table, patience=PATIENCE, pace=self.pace, on_block=on_block)
+
+    def _took(self, sides: Sides, name: str, outcome: Outcome) -> None:
+        self._pulse.saw(sides.fence.lag)
+        self.ledger.checked(name, outcome.started)
+        self._on_audit(name, outcome)
+
+    @contextlib.asynccontextmanager
+    async def _one_table(self, sides: Sides, name: str) -> AsyncIterator[None]:
+        """What concerns this table alone becomes its status. Raises Lagging, and what ends the session."""
+        try:
+            yield
         except Lagging as lagging:
             self.ledger.set_status(name, "lagging", str(lagging))
             raise
@@ -279,17 +297,13 @@ class Checker:
             if sides.source.is_closed() or sides.replica.is_closed():
                 raise
             self.ledger.set_status(name, "unauditable", f"it could not be read: {error}")
+
+    async def _tell(self, sides: Sides, table: Comparable, news: dict[str, Any] | None) -> None:
+        if news is None or not self._publishing:
             return
-        if self._waiting_since is None:
-            self._last_lag = sides.fence.lag
-        self.blocks.complete(name)
-        news = self.ledger.proven(table, outcome, time.monotonic() - begun)
-        self._on_audit(name, outcome)
-        if news is not None and self._publishing:
-            log.info(
-                "drift" if news["status"] == "drift" else "drift is gone", table=name, missing=news["missing"], extra=news["extra"], different=news["different"]
-            )
-            await publish(sides.fence, table, news)
+        what = "drift" if news["status"] == "drift" else "drift is gone"
+        log.info(what, table=str(table.name), missing=news["missing"], extra=news["extra"], different=news["different"])
+        await publish(sides.fence, table, news)
 
 
 async def publish(fence: Fence, table: Comparable, news: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from tocsin_check.audit import Outcome
-from tocsin_check.report import SAMPLES, DriftedRow, RowPage, State, Status, TableReport, key_object
+from tocsin_check.report import SAMPLES, DriftedRow, Proof, RowPage, State, Status, TableReport, key_object
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Key, Verdict
 
@@ -19,13 +20,28 @@ ROWS_KEPT: Final = 100_000
 
 @dataclass(slots=True)
 class Entry:
-    """`rows` are numbered in the order in which they were found; a number is never used again."""
+    """`rows` are numbered in the order in which they were found; a number is never used again. `open`: keys that could not be judged.
+
+    `whole` is the last proof that read every row; it counts once nothing is open any more.
+    """
 
     report: TableReport
     rows: dict[Key, tuple[int, DriftedRow]] = field(default_factory=dict)
     found: int = 0
     seconds: float = 0.0
     audited: datetime | None = None
+    checked: datetime | None = None
+    open: dict[Key, str] = field(default_factory=dict)
+    whole: Proof | None = None
+
+    @property
+    def proven_at(self) -> datetime:
+        """When the last proof of any kind was begun."""
+        return max((proof.at for proof in self.report.proofs), default=datetime.min.replace(tzinfo=UTC))
+
+    def known(self) -> list[Key]:
+        """Keys that an incremental audit has to look at in any case."""
+        return [*self.rows, *(key for key in self.open if key not in self.rows)]
 
 
 class Ledger:
@@ -48,19 +64,47 @@ class Ledger:
             self._entries[name] = Entry(TableReport(table=name))
 
     def proven(self, table: Comparable, outcome: Outcome, seconds: float) -> dict[str, Any] | None:
-        """Take an audit's outcome in; what is to be published, if it is news."""
-        entry = self._entries.setdefault(str(table.name), Entry(TableReport(table=str(table.name))))
+        """Take a full audit's outcome in; what is to be published, if it is news."""
+        entry = self._entry(table)
         before = (entry.report.status, set(entry.rows))
-        rows: dict[Key, tuple[int, DriftedRow]] = {}
-        for case in outcome.drifted[:ROWS_KEPT]:
-            assert case.verdict is not None
-            row = DriftedRow(key=key_object(table.source.key, case.key), state=_STATES[case.verdict], columns=list(case.columns))
-            number = entry.rows[case.key][0] if case.key in entry.rows else entry.found
-            entry.found = max(entry.found, number + 1)
-            rows[case.key] = (number, row)
-        entry.rows, entry.seconds, entry.audited = rows, seconds, outcome.started
-        entry.report = _report(table, outcome, [row for _, row in sorted(rows.values(), key=lambda r: r[0])[:SAMPLES]], entry.report)
+        entry.rows = _numbered(entry, table, outcome, {})
+        entry.open = {case.key: case.reason for case in outcome.pending}
+        entry.seconds, entry.audited = seconds, outcome.started
+        entry.whole = Proof(by="full", at=outcome.started, lsn=outcome.position, rows=outcome.rows)
+        counts = {state: outcome.count(verdict) for verdict, state in _STATES.items()}
+        entry.report = _report(entry, counts, outcome.rows)
         return _news(entry, *before)
+
+    def judged(self, table: Comparable, outcome: Outcome, proof: Proof | None, seconds: float = 0.0) -> dict[str, Any] | None:
+        """Take in what an audit of a part found: of changed keys, or a sweep's slice. `proof` is what it completes, `seconds` what a whole sweep took."""
+        entry = self._entry(table)
+        before = (entry.report.status, set(entry.rows))
+        kept = {key: row for key, row in entry.rows.items() if key not in outcome.keys}
+        entry.rows = _numbered(entry, table, outcome, kept)
+        entry.open = {key: reason for key, reason in entry.open.items() if key not in outcome.keys} | {case.key: case.reason for case in outcome.pending}
+        rows = entry.report.rows
+        if proof is not None and proof.by == "incremental":
+            entry.report = entry.report.model_copy(update={"proofs": _with(entry.report.proofs, proof)})
+        elif proof is not None:
+            entry.whole, entry.audited, entry.seconds, rows = proof, proof.at, seconds, proof.rows
+        counts = Counter(row.state for _, row in entry.rows.values())
+        entry.report = _report(entry, counts, rows)
+        return _news(entry, *before)
+
+    def checked(self, name: str, at: datetime) -> None:
+        """An audit of all or a part of it began then."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.checked = at
+
+    def confirmed(self, name: str, proof: Proof) -> None:
+        """Nothing has changed since the proof before."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.report = entry.report.model_copy(update={"proofs": _with(entry.report.proofs, proof)})
+
+    def _entry(self, table: Comparable) -> Entry:
+        return self._entries.setdefault(str(table.name), Entry(TableReport(table=str(table.name))))
 
     def set_status(self, name: str, status: Status, reason: str) -> None:
         """For a table that could not be audited now; proven drift stands until something newer is proven."""
@@ -95,25 +139,43 @@ class Ledger:
         return max(every, timedelta(seconds=entry.seconds * 20)) if entry else every
 
 
-def _report(table: Comparable, outcome: Outcome, sample: list[DriftedRow], before: TableReport) -> TableReport:
-    status: Status = "drift" if outcome.drifted else "pending" if outcome.pending else "in_sync"
+def _numbered(entry: Entry, table: Comparable, outcome: Outcome, kept: dict[Key, tuple[int, DriftedRow]]) -> dict[Key, tuple[int, DriftedRow]]:
+    """The drifted rows of an outcome, beside those that are kept; a row that was known keeps its number."""
+    rows = kept
+    for case in outcome.drifted:
+        if len(rows) >= ROWS_KEPT:
+            break
+        assert case.verdict is not None
+        row = DriftedRow(key=key_object(table.source.key, case.key), state=_STATES[case.verdict], columns=list(case.columns))
+        number = entry.rows[case.key][0] if case.key in entry.rows else entry.found
+        entry.found = max(entry.found, number + 1)
+        rows[case.key] = (number, row)
+    return rows
+
+
+def _report(entry: Entry, counts: Mapping[State, int], rows: int | None) -> TableReport:
+    before = entry.report
+    status: Status = "drift" if any(counts.values()) else "pending" if entry.open else "in_sync"
     reason = None
-    if outcome.pending:
-        count = len(outcome.pending)
-        reason = f"{count} row{'s' * (count != 1)} not proven yet: {outcome.pending[0].reason}"
-    whole = not outcome.pending
-    return TableReport(
-        table=str(table.name),
-        status=status,
-        rows=outcome.rows,
-        missing=outcome.count(Verdict.MISSING),
-        extra=outcome.count(Verdict.EXTRA),
-        different=outcome.count(Verdict.DIFFERENT),
-        verified_at=outcome.started if whole else before.verified_at,
-        verified_lsn=outcome.position if whole else before.verified_lsn,
-        reason=reason,
-        sample=sample,
+    if entry.open:
+        number = len(entry.open)
+        reason = f"{number} row{'s' * (number != 1)} not proven yet: {next(iter(entry.open.values()))}"
+    proof = entry.whole if entry.whole is not None and not entry.open else None
+    return before.model_copy(
+        update={
+            "status": status,
+            "rows": rows,
+            **{state: counts.get(state, 0) for state in _STATES.values()},
+            "reason": reason,
+            "sample": [row for _, row in sorted(entry.rows.values(), key=lambda r: r[0])[:SAMPLES]],
+            **({"verified_at": proof.at, "verified_lsn": proof.lsn, "verified_by": proof.by, "proofs": _with(before.proofs, proof)} if proof else {}),
+        }
     )
+
+
+def _with(proofs: list[Proof], proof: Proof) -> list[Proof]:
+    """The last of each kind."""
+    return [*(other for other in proofs if other.by != proof.by), proof]
 
 
 def _news(entry: Entry, status: Status, keys: set[Key]) -> dict[str, Any] | None:

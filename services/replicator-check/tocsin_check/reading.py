@@ -36,7 +36,7 @@ class Column:
 class KeyPart:
     """A part of the key: its name, the expression over `t` that is ordered and compared, and the type that text is cast to for it.
 
-    `kind` says how its text becomes JSON: int, bool or text.
+    `kind` says how its text becomes JSON: int, bool or text. `own`: what an event writes of it, PostgreSQL reads back as the same value.
     """
 
     name: str
@@ -44,6 +44,7 @@ class KeyPart:
     type: str
     collation: str = ""
     kind: str = "text"
+    own: bool = False
 
     def value(self, parameter: str) -> str:
         """SQL of a value given as a text expression."""
@@ -96,6 +97,13 @@ class Reading:
         filtered = f" AND ({self.condition})" if self.condition else ""
         sql = f'SELECT w."tocsin ord" AS ord, {self._version()}{hashes} FROM {wanted} JOIN {self.relation} AS t ON {join}{filtered}'
         return sql, [list(values) for values in zip(*keys, strict=True)]
+
+    def canonical_sql(self, keys: Sequence[Key]) -> tuple[str, list[Any]]:
+        """The keys as this table's own text, k (text[]): what an event wrote as JSON may be written otherwise."""
+        names = [f'"tocsin k{i}"' for i in range(1, len(self.key) + 1)]
+        arrays = ", ".join(f"${i}::text[]" for i in range(1, len(self.key) + 1))
+        texts = ", ".join(f"({part.value('w.' + name)})::text" for part, name in zip(self.key, names, strict=True))
+        return f"SELECT ARRAY[{texts}] AS k FROM unnest({arrays}) AS w({', '.join(names)})", [list(values) for values in zip(*keys, strict=True)]
 
     def boundary_sql(self, low: Key | None, skip: int) -> tuple[str, list[Any]]:
         """The key that stands `skip` rows after `low`; none where fewer rows are left."""

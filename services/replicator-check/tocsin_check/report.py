@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -60,8 +60,25 @@ class ReplicationReport(BaseModel):
     findings: list[FindingReport] = []
 
 
+class Proof(BaseModel):
+    """What was compared, up to which position, begun when.
+
+    full: every row, in one go. sweep: every row, little by little. incremental: every row that changed since, as the event stream tells it;
+    that can't show what somebody wrote on the replica, nor what was written past the capture triggers.
+    """
+
+    by: Literal["full", "sweep", "incremental"]
+    at: datetime
+    lsn: str
+    rows: int
+
+
 class TableReport(BaseModel):
-    """Everything the source had committed up to `verified_lsn` was compared; `missing` is on the source only, `extra` on the replica only."""
+    """Everything the source showed as committed up to `verified_lsn` was compared, each row of it read; `missing` is on the source only,
+    `extra` on the replica only. `proofs` has the last of each kind, and `verified_by` says which one `verified_at` is from.
+
+    `dirty`: changed keys that wait for the next audit; null where the stream does not tell them, and then `unfollowed` says why.
+    """
 
     table: str
     status: Status = "unknown"
@@ -71,8 +88,13 @@ class TableReport(BaseModel):
     different: int = 0
     verified_at: datetime | None = None
     verified_lsn: str | None = None
+    verified_by: Literal["full", "sweep"] | None = None
     reason: str | None = None
     sample: list[DriftedRow] = []
+    proofs: list[Proof] = []
+    swept: Annotated[float | None, Field(description="How far the sweep under way is, 0 to 1")] = None
+    dirty: int | None = None
+    unfollowed: str | None = None
 
 
 class Report(BaseModel):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tocsin_check.coverage import Facts, TableFacts
 
 _INTEGERS: Final = frozenset({"smallint", "integer", "bigint"})
+_TEXTS: Final = frozenset({"text", "character varying"})
 _BYTEWISE: Final = ' COLLATE pg_catalog."C"'
 
 
@@ -138,9 +139,9 @@ def _key_parts(source: ColumnFacts, replica: ColumnFacts) -> tuple[KeyPart, KeyP
         part = KeyPart(source.name, f"{expression}::text{_BYTEWISE}", "text", _BYTEWISE, kind)
         return part, part
     if source.collatable and (source.collation != replica.collation or not replica.collatable):
-        part = KeyPart(source.name, f"{expression}::text{_BYTEWISE}", "text", _BYTEWISE, kind)
+        part = KeyPart(source.name, f"{expression}::text{_BYTEWISE}", "text", _BYTEWISE, kind, own=source.base in _TEXTS)
         return part, part
-    return KeyPart(source.name, expression, source.full_type, "", kind), KeyPart(source.name, expression, replica.full_type, "", kind)
+    return KeyPart(source.name, expression, source.full_type, "", kind, own=True), KeyPart(source.name, expression, replica.full_type, "", kind, own=True)
 
 
 def _hash_as_key(columns: Sequence[Column], *, native: bool) -> tuple[KeyPart, ...]:

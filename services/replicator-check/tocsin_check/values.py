@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tocsin_check.audit import Sides
+from tocsin_check.judgement import Sides
 from tocsin_check.names import quoted
 from tocsin_check.reading import Reading
 from tocsin_check.table import Comparable

@@ -10,6 +10,7 @@ import pytest_asyncio
 from tests.support import servers
 from tocsin_check.checker import Checker, open_sides
 from tocsin_check.ledger import Ledger
+from tocsin_check.pace import Pace
 from tocsin_check.replicate import replicate
 from tocsin_check.report import TableReport
 
@@ -44,7 +45,7 @@ def audit(source_url: str, replica_url: str) -> Audit:
     """Audit every replicated table once, as the service does; the reports by table."""
 
     async def call() -> Audited:
-        checker = Checker(source_url, replica_url, share=1)
+        checker = Checker(source_url, replica_url, pace=Pace())
         async with open_sides(source_url, replica_url) as sides:
             for table in await checker.take_stock(sides):
                 if hasattr(table, "source"):

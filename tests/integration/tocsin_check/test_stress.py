@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from tocsin_check.audit import DRIFT, Outcome, Sides, TableAudit
+from tocsin_check.audit import DRIFT, Outcome, TableAudit
 from tocsin_check.checker import Checker, open_sides
 from tocsin_check.fence import Lagging
+from tocsin_check.judgement import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Verdict
 

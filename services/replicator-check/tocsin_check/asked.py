@@ -1,0 +1,56 @@
+"""Audits that somebody asked for: a queue, and how far each is."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+_FORGOTTEN_AFTER: Final = 100
+
+
+@dataclass(slots=True)
+class Audit:
+    """An audit that somebody asked for; `tables` is None for all."""
+
+    id: str
+    tables: tuple[str, ...] | None
+    status: Literal["queued", "running", "done", "failed"] = "queued"
+    done: int = 0
+    total: int = 0
+    table: str | None = None
+    rows: int = 0
+    error: str | None = None
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Asked:
+    """`arrived` is set when one is asked for."""
+
+    def __init__(self) -> None:
+        self._audits: dict[str, Audit] = {}
+        self._queue: list[Audit] = []
+        self.arrived = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def add(self, tables: tuple[str, ...] | None) -> Audit:
+        audit = Audit(secrets.token_hex(6), tables)
+        self._audits[audit.id] = audit
+        for old in list(self._audits)[:-_FORGOTTEN_AFTER]:
+            del self._audits[old]
+        self._queue.append(audit)
+        self.arrived.set()
+        return audit
+
+    def next(self) -> Audit | None:
+        return self._queue.pop(0) if self._queue else None
+
+    def all(self) -> list[Audit]:
+        """The newest first."""
+        return list(reversed(self._audits.values()))
+
+    def get(self, id_: str) -> Audit | None:
+        return self._audits.get(id_)
