@@ -11,7 +11,7 @@ import pytest
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tocsin.subject import Pattern
-from tocsin_gateway import consumer, replay, session
+from tocsin_gateway import consumer, recovery, replay, session
 
 
 def expected(stream: Stream, pattern: str, position: str) -> list[int]:
@@ -205,7 +205,7 @@ async def test_a_stream_that_is_recreated_during_the_join_ends_it_once(gateway: 
             await stream.recreate(EPOCH_TWO)
         await real(*arguments)
 
-    monkeypatch.setattr(session, "reach", reach)
+    monkeypatch.setattr(recovery, "reach", reach)
     async with peer(gateway) as client:
         await client.subscribe(stream.subject(), since="start")
         frame, before = await client.until("subscribed", patience=40)
