@@ -16,6 +16,7 @@ from tocsin.service import show_error
 VERBS: Final = {
     "up": "Start here",
     "doctor": "Start here",
+    "validate": "Start here",
     "why": "Start here",
     "demo": "Start here",
     "install": "Source database",

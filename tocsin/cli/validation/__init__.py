@@ -1,0 +1,1 @@
+"""What `tocsin validate` does: one round of changes on a table of its own, seen at every end."""
