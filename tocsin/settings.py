@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     nats_tls_cert: Path | None = Field(None, description="PEM file of our own certificate, where NATS asks for one")
     nats_tls_key: Path | None = Field(None, description="PEM file of its key")
     nats_tls_first: bool = Field(False, description="1 begins with TLS, before NATS says a word; NATS needs `handshake_first: true`")
+    nats_monitor_url: str | None = Field(
+        None, description="NATS's monitoring page, http://host:8222: `tocsin doctor` asks it whether NATS writes to the disk before it acknowledges"
+    )
     source: str | None = Field(None, description="The source's name in subjects and events; default: the database's name")
     stream: str | None = Field(None, description="The JetStream stream; default TOCSIN_<SOURCE>")
     subject_prefix: str = Field("pg", description="The first token of every subject")

@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tocsin.cli.examine import broker, program, replica, services, source
+from tocsin.cli.examine import broker, delivery, program, replica, services, source
 from tocsin.cli.examine.finding import Finding
 from tocsin.settings import Settings, load_settings
 
@@ -46,6 +46,7 @@ async def examine(settings: Settings) -> list[Finding]:
         parts = [
             group.create_task(_collect(source.examine(settings))),
             group.create_task(_collect(broker.examine(named))),
+            group.create_task(_collect(delivery.examine(named))),
             group.create_task(_collect(services.examine(settings))),
             group.create_task(_collect(replica.examine(settings))),
         ]

@@ -9,6 +9,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from tocsin.broker import JetStreamError, api, stream_state
+from tocsin.cli.examine import durability
 from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.errors import TocsinError, Unavailable
 from tocsin.settings import Settings
@@ -71,6 +72,7 @@ async def _server(client: Client, settings: Settings, shown: str) -> AsyncIterat
         yield bad(PART, "JetStream is not enabled", "start nats-server with -js, or write `jetstream {}` into its configuration")
         return
     yield good(PART, "JetStream is enabled")
+    yield await durability.examine(client, settings)
     async for finding in _stream(client, settings):
         yield finding
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
+
+import msgspec
 
 from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.settings import Settings
@@ -21,7 +24,17 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         code, body = await asyncio.to_thread(readiness, address)
         if code == 200:
             yield good(PART, f"the {name} is ready (http://{address})")
+            if lost := dropped(body):
+                fix = "carry fewer channels (TOCSIN_CHANNELS), or let the application call tocsin.emit, which loses nothing"
+                yield bad(PART, f"the {name} had to drop {lost} carried NOTIFYs: they came faster than the journal takes them", fix)
         elif code == 0:
             yield bad(PART, f"the {name} does not answer at http://{address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
         else:
             yield bad(PART, f"the {name} is not ready: {body}", f"its log says why; http://{address}/metrics has the figures")
+
+
+def dropped(body: str) -> int:
+    """What the listener's /readyz says of NOTIFYs that it dropped; 0 where it says nothing."""
+    with contextlib.suppress(msgspec.DecodeError, AttributeError, TypeError, ValueError):
+        return int(msgspec.json.decode(body).get("notifies_dropped", 0))
+    return 0

@@ -8,8 +8,9 @@ from typing import Final
 import asyncpg
 
 from tocsin import postgres
+from tocsin.cli.examine import capture, pressure
 from tocsin.cli.examine.finding import Finding, bad, good
-from tocsin.errors import OperatorError, TocsinError, Unavailable
+from tocsin.errors import OperatorError, Unavailable
 from tocsin.settings import Settings
 from tocsin.sql import load_queries
 from tocsin.stack.plan import DATABASE
@@ -46,7 +47,9 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         yield good(PART, f"{postgres.without_password(url)} answers" + ("" if settings.database_url else " (embedded)"))
         async for finding in _server(connection):
             yield finding
-        async for finding in _installation(connection):
+        async for finding in capture.examine(connection):
+            yield finding
+        async for finding in pressure.examine(connection):
             yield finding
     except asyncpg.PostgresError as error:
         yield bad(PART, f"a question to the source failed: {error}", f"let the user in {SETTING} own the schema tocsin, or look at the server's log")
@@ -83,6 +86,13 @@ async def _server(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
             "session_replication_role is 'replica' for this user: its writes are not captured",
             f'ALTER ROLE "{server["user"]}" RESET session_replication_role;',
         )
+    for role in await connection.fetch(_SQL["silent_roles"]):
+        scope = f"ALTER ROLE {role['role'] or 'ALL'} IN DATABASE {role['database']}" if role["database"] else f"ALTER ROLE {role['role']}"
+        yield bad(
+            PART,
+            f"session_replication_role is 'replica' by default for {role['role'] or 'everybody'}: such writes are not captured",
+            f"{scope} RESET session_replication_role;",
+        )
     for slot in await connection.fetch(_SQL["slots"]):
         yield _slot(slot)
 
@@ -110,40 +120,3 @@ def _slot(slot: asyncpg.Record) -> Finding:
             PART, f"nobody reads the slot {name}, which keeps {slot['behind']} of WAL", f"start its replica, or: SELECT pg_drop_replication_slot('{name}');"
         )
     return good(PART, f"the slot {name} is read; {slot['behind']} behind")
-
-
-async def _installation(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
-    from tocsin_listener.install import require_installed
-
-    try:
-        await require_installed(connection)
-    except OperatorError as error:
-        yield bad(PART, str(error), error.fix)
-        return
-    except TocsinError as error:
-        yield bad(PART, str(error), "tocsin install")
-        return
-    yield good(PART, "the schema tocsin is installed, of this version")
-    watched = await connection.fetch(_SQL["watched"])
-    if not watched:
-        yield bad(PART, "no table is watched", "tocsin watch TABLE")
-    for watch in watched:
-        yield await _triggers(connection, watch)
-    if refused := await connection.fetchval(_SQL["lost_to_quarantine"]):
-        yield bad(PART, f"NATS refused {refused} events for good; they are in tocsin.quarantine", "mend what `tocsin retry --list` names, then: tocsin retry")
-
-
-async def _triggers(connection: asyncpg.Connection, watch: asyncpg.Record) -> Finding:
-    if watch["table"] is None:
-        return bad(PART, f"a watched table is gone (it had the oid {watch['oid']})", f"DELETE FROM tocsin.watched WHERE id = {watch['id']};")
-    name = f"{watch['schema']}.{watch['table']}"
-    rows = await connection.fetch(_SQL["triggers"], watch["oid"], watch["ops"], watch["id"])
-    missing = [row for row in rows if row["enabled"] is None]
-    silent = [row for row in rows if row["enabled"] in ("D", "R")]
-    if missing:
-        where = ", ".join(sorted({f"{row['op']} on {row['member']}" for row in missing}))
-        return bad(PART, f"{name} is watched, but has no trigger for {where}", "tocsin install   # it makes every watch's triggers anew")
-    if silent:
-        fix = "; ".join(f"ALTER TABLE {row['member']} ENABLE TRIGGER tocsin_{watch['id']}_{row['op']}" for row in silent)
-        return bad(PART, f"{name}: triggers that don't fire: {', '.join(row['op'] for row in silent)}", f"{fix};")
-    return good(PART, f"{name} is watched: {', '.join(watch['ops'])}")

@@ -14,29 +14,12 @@ SELECT pg_backend_pid() = $1 AND EXISTS (SELECT FROM pg_locks WHERE locktype = '
 -- name: release
 SELECT pg_advisory_unlock_all()
 
--- name: watched
-SELECT w.id, w.relation::oid AS oid, n.nspname AS schema, c.relname AS "table", w.ops,
-       to_regclass(format('%I.%I', n.nspname, c.relname))::text AS shown
-FROM tocsin.watched AS w
-LEFT JOIN pg_class AS c ON c.oid = w.relation::oid
-LEFT JOIN pg_namespace AS n ON n.oid = c.relnamespace
-ORDER BY 3, 4
-
--- name: triggers
--- Of the table and of every partition and child below it, which capture nothing through their parent.
-WITH RECURSIVE family AS (
-    SELECT $1::oid AS oid
-    UNION
-    SELECT i.inhrelid FROM pg_inherits AS i JOIN family AS f ON i.inhparent = f.oid
-)
-SELECT f.oid::regclass::text AS member, op, t.tgenabled::text AS enabled
-FROM family AS f
-CROSS JOIN unnest($2::text[]) AS op
-LEFT JOIN pg_trigger AS t ON t.tgrelid = f.oid AND t.tgname = format('tocsin_%s_%s', $3::int, op)
-
 -- name: slots
 SELECT slot_name, active, wal_status, database, pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) AS behind
 FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database()
 
--- name: lost_to_quarantine
-SELECT count(*) FROM tocsin.quarantine WHERE retried IS NULL
+-- name: silent_roles
+-- Whose sessions begin with triggers off; each name quoted.
+SELECT quote_ident(r.rolname) AS role, quote_ident(d.datname) AS database
+FROM pg_db_role_setting AS s LEFT JOIN pg_roles AS r ON r.oid = s.setrole LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+WHERE 'session_replication_role=replica' = ANY (s.setconfig) AND (s.setdatabase = 0 OR d.datname = current_database())
