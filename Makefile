@@ -92,6 +92,25 @@ lock: $(VENV)/pyvenv.cfg  ## resolve the dependencies anew (UPGRADE=1 takes newe
 	$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras -c requirements/runtime.lock -o requirements/dev.lock pyproject.toml
 	$(LOCK) $(if $(UPGRADE),--upgrade) -o requirements/release.lock --group pyproject.toml:release
 
+.release/stamp: requirements/release.lock
+	@rm -rf .release && $(PYTHON) -m venv .release
+	@.release/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes --requirement requirements/release.lock
+	@touch $@
+
+dist: .release/stamp  ## the wheel and the source distribution
+	.release/bin/python -m build --no-isolation --outdir dist .
+
+sbom: .release/stamp  ## what is in it, as CycloneDX, from the lock
+	@mkdir -p dist
+	.release/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-file dist/tocsin.cdx.json requirements/runtime.lock
+
+audit: .release/stamp  ## known vulnerabilities of what runs (asks a public database)
+	.release/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.lock
+
+release:  ## check, build and tag the version of pyproject.toml
+	@PYTHON=$(PYTHON) .ci/release
+
 clean:  ## remove .venv and caches; the data in .tocsin stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(VENV) .release .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
