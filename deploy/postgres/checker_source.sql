@@ -27,5 +27,7 @@ BEGIN
     IF to_regprocedure('tocsin.report_drift(text,text,jsonb)') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA tocsin TO tocsin_checker;
         GRANT EXECUTE ON FUNCTION tocsin.report_drift(text, text, jsonb) TO tocsin_checker;
+        -- Which tables the listener watches, and how far it is: so that audits can follow the event stream.
+        GRANT SELECT ON tocsin.watched, tocsin.progress TO tocsin_checker;
     END IF;
 END $$;

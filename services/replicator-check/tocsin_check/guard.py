@@ -9,12 +9,14 @@ from typing import Annotated, Any, Final
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from tocsin.access import TokenRefused, TokenRules, host_allowed, origin_allowed
-from tocsin.errors import OperatorError
+from tocsin.access import TokenRefused, TokenRules, host_allowed, origin_allowed, token_rules
+from tocsin.errors import Unavailable
 from tocsin.settings import Settings
 from tocsin.subject import Pattern, SubjectError, encode_token
 
-_BEARER: Final = HTTPBearer(auto_error=False, description="HS256; its claim `subscribe` allows the drift subjects. Only where TOCSIN_JWT_SECRET is set")
+_BEARER: Final = HTTPBearer(
+    auto_error=False, description="A JWT; its claim `subscribe` allows the drift subjects. Only where TOCSIN_JWT_SECRET or TOCSIN_JWKS_URL is set"
+)
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     401: {"description": "No token, or one that is refused (only where TOCSIN_JWT_SECRET is set)"},
     403: {"description": "The token does not allow the drift subjects, or the request comes by a foreign page"},
@@ -42,15 +44,17 @@ class Guard:
         if self.rules is None and not self.trusts_names and not host_allowed(host, self.origins):
             raise HTTPException(403, "without TOCSIN_JWT_SECRET only an address or localhost may be asked; TOCSIN_ALLOWED_ORIGINS adds names")
 
-    def check_token(self, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    async def check_token(self, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         """Raises 401 without a valid token, 403 where it does not allow the drift subjects."""
         assert self.rules is not None
         if bearer is None:
             raise HTTPException(401, "a token is needed: Authorization: Bearer …", headers={"WWW-Authenticate": "Bearer"})
         try:
-            claims = self.rules.claims(bearer.credentials)
+            claims = await self.rules.claims(bearer.credentials)
         except TokenRefused as refused:
             raise HTTPException(401, str(refused), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
+        except Unavailable as error:
+            raise HTTPException(503, str(error), headers={"Retry-After": "2"}) from None
         if not any(pattern.contains(self.subject) for pattern in _patterns(claims.get("subscribe"))):
             raise HTTPException(403, f"the token's claim `subscribe` does not allow {self.subject.text}")
 
@@ -67,9 +71,5 @@ def _patterns(claim: object) -> list[Pattern]:
 
 def guard(settings: Settings) -> Guard:
     """Who may read the report has the right to the drift events, which say the same."""
-    if settings.jwks_url is not None:
-        raise OperatorError("TOCSIN_JWKS_URL is set, but this version checks HS256 tokens only", "set TOCSIN_JWT_SECRET instead", exit_code=2)
-    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
-    rules = TokenRules(secret, settings.jwt_audience, settings.jwt_issuer) if secret else None
     subject = Pattern(f"{settings.subject_prefix}.{encode_token(settings.source_name)}.drift.>")
-    return Guard(subject, rules, settings.allowed_origins, trusts_names=settings.insecure)
+    return Guard(subject, token_rules(settings), settings.allowed_origins, trusts_names=settings.insecure)

@@ -132,7 +132,9 @@ class Incremental:
         finally:
             if not done:
                 self._changes.put_back(name, taken)
-        proof = Proof(by="incremental", at=told.at, lsn=told.position, rows=outcome.rows if outcome else 0) if told and told.at > entry.proven_at else None
+        proof = None
+        if told is not None and told.at > entry.followed_until:
+            proof = Proof(by="incremental", at=told.at, lsn=told.position, rows=outcome.rows if outcome else 0)
         if outcome is None:
             if proof is not None:
                 self._ledger.confirmed(name, proof)

@@ -35,9 +35,9 @@ class Entry:
     whole: Proof | None = None
 
     @property
-    def proven_at(self) -> datetime:
-        """When the last proof of any kind was begun."""
-        return max((proof.at for proof in self.report.proofs), default=datetime.min.replace(tzinfo=UTC))
+    def followed_until(self) -> datetime:
+        """When the last incremental proof was begun."""
+        return max((proof.at for proof in self.report.proofs if proof.by == "incremental"), default=datetime.min.replace(tzinfo=UTC))
 
     def known(self) -> list[Key]:
         """Keys that an incremental audit has to look at in any case."""
