@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     listener_port: Port = Field(8070, description="Port of the listener's health and metrics")
     gateway_host: str = Field("127.0.0.1", description="Address of the gateway")
     gateway_port: Port = Field(8080, description="Port of the gateway")
+    gateway_tls_cert: Path | None = Field(None, description="PEM file of the gateway's certificate and its chain, for HTTPS; read again when renewed")
+    gateway_tls_key: Path | None = Field(None, description="PEM file of its key")
     gateway_drain: Duration = Field(timedelta(seconds=5), description="How long a gateway that stops takes at most to close its clients, in small groups")
     check_host: str = Field("127.0.0.1", description="Address of the checker")
     check_port: Port = Field(8090, description="Port of the checker")
