@@ -8,6 +8,7 @@ import sys
 import structlog
 
 from tocsin import broker
+from tocsin.certificate import certificate
 from tocsin.errors import OperatorError
 from tocsin.service import bind, configure_logging, run_service, serve_http
 from tocsin.settings import Settings, load_settings
@@ -25,6 +26,8 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
     """Serve until `stop`. Raises OperatorError for settings that can't be served."""
     access = _access(settings)
     check_exposure(settings.gateway_host, needs_token=access.needs_token, insecure=settings.insecure)
+    tls = certificate(settings.gateway_tls_cert, settings.gateway_tls_key)
+    scheme = "http" if tls is None else "https"
     sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
     limits = limits or Limits()
     try:
@@ -33,9 +36,10 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
                 announcing = group.create_task(_announce(link, gateway))
+                renewing = group.create_task(tls.keep_fresh()) if tls is not None else None
                 drained = asyncio.Event()
                 ending = group.create_task(_drain(stop, gateway, settings.gateway_drain.total_seconds(), drained))
-                log.info("gateway", address=f"http://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
+                log.info("gateway", address=f"{scheme}://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
                 await serve_http(
                     create_app(gateway),
                     sock,
@@ -49,7 +53,10 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     timeout_graceful_shutdown=2,
                     log_level="warning",
                     server_header=False,
+                    **({"ssl_context_factory": lambda *_: tls.context} if tls is not None else {}),
                 )
+                if renewing is not None:
+                    renewing.cancel()
                 running.cancel()
                 announcing.cancel()
                 ending.cancel()
