@@ -11,8 +11,11 @@ from urllib.parse import urlsplit
 import jwt
 
 from tocsin.errors import OperatorError
+from tocsin.jwks import KeySet, UnknownKey, is_loopback
+from tocsin.settings import Settings
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+MAX_TOKEN: Final = 8192
 _SECURE: Final = {"ws": "http", "wss": "https"}
 
 
@@ -22,21 +25,60 @@ class TokenRefused(Exception):  # noqa: N818  # the client's fault, told to it
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What an HS256 token must fulfil: signed with the secret, not expired, and for this audience and by this issuer where they are set."""
+    """What a token must fulfil: signed with HS256 by the secret, or with RS256 or ES256 by one of the keys; not expired; and for this audience and by
+    this issuer where they are set.
 
-    secret: str = field(repr=False)
+    The algorithm comes from the key, never from the token: a public key can't serve as an HS256 secret, and `none` is no algorithm.
+    """
+
+    secret: str | None = field(default=None, repr=False)
     audience: str | None = None
     issuer: str | None = None
+    keys: KeySet | None = None
 
-    def claims(self, token: str) -> dict[str, Any]:
-        """The token's claims. Raises TokenRefused."""
+    async def claims(self, token: str) -> dict[str, Any]:
+        """The token's claims. Raises TokenRefused, and Unavailable where the keys can't be had."""
+        if len(token) > MAX_TOKEN:
+            raise TokenRefused(f"the token has {len(token)} characters; at most {MAX_TOKEN} are allowed")
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, RecursionError) as error:
+            raise TokenRefused(f"the token is refused: {_plain(error)}") from None
+        algorithm, key_id = header.get("alg"), header.get("kid")
+        if algorithm == "HS256" and self.secret is not None:
+            return self._verified(token, self.secret, algorithm)
+        if algorithm in ("RS256", "ES256") and self.keys is not None:
+            try:
+                key = await self.keys.find(key_id if isinstance(key_id, str) else None, algorithm)
+            except UnknownKey as error:
+                raise TokenRefused(f"the token is refused: {error}") from None
+            return self._verified(token, key.public, key.algorithm)
+        allowed = [*(["HS256"] if self.secret is not None else []), *(["RS256", "ES256"] if self.keys is not None else [])]
+        raise TokenRefused(f"the token is refused: its algorithm is not {' or '.join(allowed)}")
+
+    def _verified(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
         required = ["exp", *(["aud"] if self.audience else []), *(["iss"] if self.issuer else [])]
         options: Any = {"require": required, "verify_aud": self.audience is not None}
         try:
-            claims: dict[str, Any] = jwt.decode(token, self.secret, algorithms=["HS256"], audience=self.audience, issuer=self.issuer, options=options)
-        except (jwt.PyJWTError, ValueError, OverflowError) as error:
-            raise TokenRefused(f"the token is refused: {error}") from None
+            claims: dict[str, Any] = jwt.decode(token, key, algorithms=[algorithm], audience=self.audience, issuer=self.issuer, options=options)
+        except (jwt.PyJWTError, ValueError, OverflowError, RecursionError) as error:
+            raise TokenRefused(f"the token is refused: {_plain(error)}") from None
         return claims
+
+
+def token_rules(settings: Settings) -> TokenRules | None:
+    """The rules that the settings say; None where they ask for no token. Raises OperatorError."""
+    if settings.jwt_secret is None and settings.jwks_url is None:
+        return None
+    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
+    keys = KeySet(settings.jwks_url, insecure=settings.insecure) if settings.jwks_url is not None else None
+    return TokenRules(secret, settings.jwt_audience, settings.jwt_issuer, keys)
+
+
+def _plain(error: Exception) -> str:
+    """PyJWT's words, without what it may quote of the token."""
+    text = str(error)
+    return text if len(text) < 100 and text.isascii() else type(error).__name__
 
 
 def origin_allowed(origin: str | None, host: str | None, allowed: Iterable[str]) -> bool:
@@ -85,13 +127,8 @@ def _origin(text: str) -> tuple[str, str, int] | None:
 
 def check_exposure(host: str, *, setting: str, exposes: str, needs_token: bool, insecure: bool) -> None:
     """Raises OperatorError where a service would serve everybody on an address other than loopback; `exposes` says what, `setting` names the address."""
-    if needs_token or insecure or host == "localhost":
+    if needs_token or insecure or is_loopback(host):
         return
-    try:
-        if ip_address(host).is_loopback:
-            return
-    except ValueError:
-        pass
     raise OperatorError(
         f"{setting}={host!r} is not a loopback address, and there is no TOCSIN_JWT_SECRET: everybody who reaches it could {exposes}",
         f"set TOCSIN_JWT_SECRET, or {setting}=127.0.0.1, or TOCSIN_INSECURE=1 where the network itself is trusted",

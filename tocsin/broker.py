@@ -170,11 +170,24 @@ async def api(client: Client, subject: str, request: Mapping[str, Any] | None = 
         message = await client.request(f"$JS.API.{subject}", msgspec.json.encode(request) if request else b"", timeout=wait)
     except (nats.errors.Error, TimeoutError) as error:
         raise Unavailable(f"JetStream does not answer to {subject}: {error}") from error
-    answer: dict[str, Any] = msgspec.json.decode(message.data)
+    return _answer(message.data)
+
+
+def _answer(body: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = msgspec.json.decode(body)
     if "error" in answer:
         refusal = answer["error"]
         raise JetStreamError(refusal.get("code", 0), refusal.get("err_code", 0), refusal.get("description", ""))
     return answer
+
+
+async def publish(client: Client, subject: str, body: bytes, headers: dict[str, str] | None = None, *, wait: float = API_TIMEOUT) -> int:
+    """Publish one message into the stream that binds the subject; the sequence under which it was stored. Raises Unavailable, JetStreamError."""
+    try:
+        message = await client.request(subject, body, timeout=wait, headers=headers)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unavailable(f"no stream acknowledges {subject}: {error}") from error
+    return int(_answer(message.data)["seq"])
 
 
 async def stream_state(client: Client, name: str) -> StreamState | None:
@@ -204,9 +217,22 @@ def state_of(answer: Mapping[str, Any]) -> StreamState:
 
 
 @contextlib.asynccontextmanager
-async def announce(client: Client, name: str, description: str, status: Callable[[], Awaitable[bytes]]) -> AsyncIterator[None]:
-    """Answer NATS's service protocol (`nats micro ls`), with an endpoint `<name>.status` that replies with `status()`."""
-    service = await nats.micro.add_service(client, name=name, version=__version__, description=description)
+async def announce(
+    client: Client,
+    name: str,
+    description: str,
+    status: Callable[[], Awaitable[bytes]],
+    *,
+    source: str | None = None,
+    measured: Callable[[], Mapping[str, Any]] | None = None,
+) -> AsyncIterator[None]:
+    """Answer NATS's service protocol (`nats micro ls`), with an endpoint `<name>.status` that replies with `status()`.
+
+    One instance replies to that; `measured()` is in every instance's answer to `$SRV.STATS`, as its endpoint's `data`, with `source` in the metadata.
+    """
+    metadata = {} if source is None else {"source": source}
+    handler = None if measured is None else lambda _: measured()
+    service = await nats.micro.add_service(client, name=name, version=__version__, description=description, metadata=metadata, stats_handler=handler)
 
     async def answer(request: Request) -> None:
         await request.respond(await status())

@@ -8,11 +8,10 @@ import sys
 import structlog
 
 from tocsin import broker
+from tocsin.access import token_rules
 from tocsin.certificate import certificate
-from tocsin.errors import OperatorError
 from tocsin.service import bind, configure_logging, run_service, serve_http
 from tocsin.settings import Settings, load_settings
-from tocsin.subject import Pattern
 from tocsin_gateway.access import Access, check_exposure
 from tocsin_gateway.app import create_app
 from tocsin_gateway.gateway import Gateway
@@ -32,14 +31,27 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
     limits = limits or Limits()
     try:
         async with broker.connecting(settings.nats_servers, name="tocsin-gateway", login=settings.nats_login) as link:
-            gateway = Gateway(link, settings.stream_name, access, limits, settings.allowed_origins, trusts_names=settings.insecure)
+            gateway = Gateway(
+                link,
+                settings.stream_name,
+                settings.source_name,
+                access,
+                limits,
+                settings.allowed_origins,
+                trusts_names=settings.insecure,
+                replicas=settings.stream_replicas,
+            )
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
                 announcing = group.create_task(_announce(link, gateway))
                 renewing = group.create_task(tls.keep_fresh()) if tls is not None else None
                 drained = asyncio.Event()
                 ending = group.create_task(_drain(stop, gateway, settings.gateway_drain.total_seconds(), drained))
-                log.info("gateway", address=f"{scheme}://{settings.gateway_host}:{sock.getsockname()[1]}", stream=settings.stream_name)
+                log.info(
+                    "gateway",
+                    address=f"{scheme}://{settings.gateway_host}:{sock.getsockname()[1]}",
+                    stream=settings.stream_name,
+                )
                 await serve_http(
                     create_app(gateway),
                     sock,
@@ -77,10 +89,7 @@ async def _drain(stop: asyncio.Event, gateway: Gateway, seconds: float, drained:
 
 
 def _access(settings: Settings) -> Access:
-    if settings.jwks_url is not None:
-        raise OperatorError("TOCSIN_JWKS_URL is set, but this version checks HS256 tokens only", "set TOCSIN_JWT_SECRET instead", exit_code=2)
-    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None
-    return Access(Pattern(f"{settings.subject_prefix}.>"), secret=secret, audience=settings.jwt_audience, issuer=settings.jwt_issuer)
+    return Access(settings.subject_prefix, settings.source_name, token_rules(settings))
 
 
 def main() -> None:

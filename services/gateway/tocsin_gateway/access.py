@@ -1,78 +1,67 @@
-"""Who may connect, and what they may subscribe to. Pure but for the clock that PyJWT reads."""
+"""Who may connect, and what they may do: tokens become grants."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Any
 
 from tocsin import access
 from tocsin.access import TokenRefused, TokenRules, host_allowed, origin_allowed
-from tocsin.subject import Pattern, SubjectError
+from tocsin.errors import Unavailable
+from tocsin.subject import Pattern, encode_token
+from tocsin_gateway.grant import ClaimError, Grant, grant_of
 from tocsin_gateway.protocol import ProtocolError
 
-__all__ = ["Access", "Grant", "check_exposure", "host_allowed", "origin_allowed", "seconds_left"]
+__all__ = ["Access", "Grant", "Verified", "check_exposure", "host_allowed", "origin_allowed", "seconds_left"]
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """What a client may do, until `expires` (Unix time), or for as long as it is connected."""
+class Verified:
+    """A token that holds: its claims, for a ticket, and the grant that they mean."""
 
-    allowed: tuple[Pattern, ...]
-    expires: float | None = None
-
-    def check(self, pattern: Pattern, id: str) -> None:  # noqa: A002  # the field's name
-        """Raises ProtocolError forbidden unless one allowed pattern contains all of this one."""
-        if not any(allowed.contains(pattern) for allowed in self.allowed):
-            shown = ", ".join(allowed.text for allowed in self.allowed) or "nothing"
-            raise ProtocolError("forbidden", f"{pattern.text!r} is not within what is allowed here: {shown}", id)
-
-    @property
-    def expires_text(self) -> str | None:
-        return None if self.expires is None else datetime.fromtimestamp(self.expires, UTC).isoformat().replace("+00:00", "Z")
+    claims: dict[str, Any]
+    grant: Grant
 
 
 class Access:
-    """Without a secret everybody has `everything`; with one, a token says which patterns within it, in its claim `subscribe`."""
+    """Without `rules` everybody has everything below the prefix; with them, a token says what."""
 
-    def __init__(self, everything: Pattern, *, secret: str | None = None, audience: str | None = None, issuer: str | None = None) -> None:
-        self._everything = everything
-        self._secret = secret
-        self._audience = audience
-        self._issuer = issuer
+    def __init__(self, prefix: str, source: str, rules: TokenRules | None = None) -> None:
+        self._everything = Pattern(f"{prefix}.>")
+        self._live = Pattern(f"{prefix}.{encode_token(source)}.live.>")
+        self._rules = rules
 
     @property
     def needs_token(self) -> bool:
-        return self._secret is not None
+        return self._rules is not None
 
     def anonymous(self) -> Grant | None:
-        return None if self.needs_token else Grant((self._everything,))
+        """What anybody may; None where a token is needed. Only this machine, or a network that is trusted by word, is asked for none."""
+        return None if self.needs_token else Grant((self._everything,), publish=(self._live,), presence=(self._everything,))
 
-    def authenticate(self, token: str) -> Grant:
-        """Raises ProtocolError unauthenticated; the message never repeats the token."""
-        if self._secret is None:
-            return Grant((self._everything,))
+    async def authenticate(self, token: str) -> Verified:
+        """Raises ProtocolError unauthenticated or unavailable; the message never repeats the token."""
+        if self._rules is None:
+            anonymous = self.anonymous()
+            assert anonymous is not None
+            return Verified({}, anonymous)
         try:
-            claims = TokenRules(self._secret, self._audience, self._issuer).claims(token)
-            grant = Grant(tuple(self._granted(claims.get("subscribe"))), float(claims["exp"]))
-            grant.expires_text  # noqa: B018  # raises for a time that no calendar has
+            return self.granted(await self._rules.claims(token))
         except TokenRefused as refused:
             raise ProtocolError("unauthenticated", str(refused)) from None
-        except (ValueError, OverflowError) as error:
-            raise ProtocolError("unauthenticated", f"the token is refused: {error}") from None
-        return grant
+        except Unavailable as error:
+            raise ProtocolError("unavailable", str(error)) from None
 
-    def _granted(self, claim: object) -> Iterable[Pattern]:
-        if not isinstance(claim, list) or not all(isinstance(text, str) for text in claim):
-            raise ProtocolError("unauthenticated", "the token's claim `subscribe` must be a list of subject patterns")
-        for text in claim:
-            try:
-                pattern = Pattern(text)
-            except SubjectError as error:
-                raise ProtocolError("unauthenticated", f"the token's claim `subscribe`: {error}") from None
-            if self._everything.contains(pattern):
-                yield pattern
+    def granted(self, claims: dict[str, Any]) -> Verified:
+        """What claims mean that a token, or a ticket made from one, has proved. Raises ProtocolError unauthenticated."""
+        try:
+            grant = grant_of(claims, self._everything, self._live)
+        except ClaimError as error:
+            raise ProtocolError("unauthenticated", str(error)) from None
+        if seconds_left(grant) == 0:
+            raise ProtocolError("unauthenticated", "the token has expired")
+        return Verified(claims, grant)
 
 
 def seconds_left(grant: Grant) -> float | None:

@@ -16,6 +16,7 @@ from tocsin.service import add_health
 from tocsin_gateway.connection import Connection
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.sse import EventStream
+from tocsin_gateway.ticket_office import ticket_office
 
 STATIC: Final = Path(__file__).parent / "static"
 CONSOLE_POLICY: Final = "; ".join(
@@ -44,6 +45,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
     )
     add_health(app, gateway.registry, gateway.readiness)
+    app.include_router(ticket_office(gateway))
 
     @app.websocket("/ws")
     async def websocket(socket: WebSocket) -> None:

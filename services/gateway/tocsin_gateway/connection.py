@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from fastapi import WebSocket
@@ -14,6 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Grant, seconds_left
+from tocsin_gateway.credentials import Credentials, chosen_protocol, presented
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
 from tocsin_gateway.outbox import EXTENSION, QueueOutbox, SocketOutbox
@@ -21,6 +22,8 @@ from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.session import Session
 
 log = structlog.get_logger("tocsin.gateway")
+
+_CLOSES: Final = {"unavailable": Close.RESTARTING, "limit": Close.OVER_LIMIT}
 
 
 class Connection:
@@ -43,13 +46,13 @@ class Connection:
         if self._gateway.stopping:
             await self._socket.send_denial_response(Response("this gateway stops: come again", 503, {"retry-after": "1"}))
             return
-        await self._socket.accept()
+        await self._socket.accept(chosen_protocol(self._socket))
         async with asyncio.TaskGroup() as tasks:
             outbox, sending = self._outbox(tasks)
             session = self._gateway.open("websocket", outbox, tasks)
             try:
                 outbox.send(protocol.welcome(self._gateway.limits, auth=self._gateway.access.needs_token))
-                self._begin(session, outbox)
+                await self._begin(session, outbox)
                 await self._receive(session, outbox)
             except WebSocketDisconnect:
                 pass
@@ -81,12 +84,12 @@ class Connection:
             await asyncio.wait((sending,), timeout=EVICT_SECONDS)
         sending.cancel()
 
-    def _begin(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
-        """What the handshake already says: a token in its headers, subjects in its query."""
-        scheme, _, token = self._socket.headers.get("authorization", "").partition(" ")
+    async def _begin(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+        """What the handshake already says: a token in its headers or a ticket, subjects in its query."""
         try:
-            if scheme.lower() == "bearer" and token:
-                self._granted(session.authenticate(token), outbox)
+            credentials = presented(self._socket)
+            if credentials != Credentials() and self._gateway.access.needs_token:
+                self._granted((await self._gateway.verified(credentials)).grant, session, outbox)
             elif session.grant is None:
                 self._set_timer(self._gateway.limits.auth_seconds, outbox, Close.AUTH_TIMEOUT, "no token came in time")
         except ProtocolError as problem:
@@ -115,24 +118,25 @@ class Connection:
                 outbox.close(Close.OVER_LIMIT, f"more than {self._gateway.limits.messages_per_second} messages a second")
                 return
             try:
-                self._handle(protocol.decode(text), session, outbox)
+                await self._handle(protocol.decode(text), session, outbox)
             except ProtocolError as problem:
                 self._tell(problem, outbox)
 
-    def _handle(self, message: protocol.ClientMessage, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _handle(self, message: protocol.ClientMessage, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
         if not isinstance(message, protocol.Auth):
             session.handle(message)
             return
         try:
-            self._granted(session.authenticate(message.token), outbox)
+            self._granted((await self._gateway.authenticate(message.token)).grant, session, outbox)
         except ProtocolError as problem:
             self._refuse(problem, outbox)
 
     def _refuse(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
         self._tell(problem, outbox)
-        outbox.close(Close.UNAUTHENTICATED, _close_reason(problem))
+        outbox.close(_CLOSES.get(problem.code, Close.UNAUTHENTICATED), _close_reason(problem))
 
-    def _granted(self, grant: Grant, outbox: SocketOutbox | QueueOutbox) -> None:
+    def _granted(self, grant: Grant, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+        session.admit(grant)
         left = seconds_left(grant)
         self._set_timer(left, outbox, Close.UNAUTHENTICATED, "the token has expired")
 

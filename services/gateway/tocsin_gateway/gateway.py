@@ -12,13 +12,16 @@ from starlette.datastructures import Headers
 
 from tocsin import broker
 from tocsin.service import Readiness
-from tocsin_gateway.access import Access, host_allowed, origin_allowed
+from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
+from tocsin_gateway.credentials import Credentials
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
-from tocsin_gateway.protocol import Close
+from tocsin_gateway.protocol import Close, ProtocolError
+from tocsin_gateway.revocation import Revocations
 from tocsin_gateway.session import Session
+from tocsin_gateway.tickets import Tickets
 
 
 class Gateway:
@@ -27,11 +30,24 @@ class Gateway:
     `trusts_names`: without a token, answer under every host name, not only under addresses, localhost and the allowed origins' hosts.
     """
 
-    def __init__(self, link: broker.Link, stream: str, access: Access, limits: Limits, origins: tuple[str, ...], *, trusts_names: bool = False) -> None:
+    def __init__(
+        self,
+        link: broker.Link,
+        stream: str,
+        source: str,
+        access: Access,
+        limits: Limits,
+        origins: tuple[str, ...],
+        *,
+        trusts_names: bool = False,
+        replicas: int = 1,
+    ) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.hub = Hub(link, stream, self.metrics)
         self.access = access
+        self.tickets = Tickets(link, stream, source, replicas=replicas)
+        self.revocations = Revocations(link, stream, source, self._end_revoked, replicas=replicas)
         self.limits = limits
         self._origins = origins
         self._checks_host = not access.needs_token and not trusts_names
@@ -49,6 +65,33 @@ class Gateway:
         """Whether the page that a request comes from, if any, may connect."""
         host = headers.get("host")
         return origin_allowed(headers.get("origin"), host, self._origins) and (not self._checks_host or host_allowed(host, self._origins))
+
+    async def grant(self, credentials: Credentials) -> Grant | None:
+        """What credentials give; without any, what anybody may, which is None where a token is needed. Raises ProtocolError."""
+        if not self.access.needs_token or credentials == Credentials():
+            return self.access.anonymous()
+        verified = await self.verified(credentials)
+        return verified.grant
+
+    async def authenticate(self, token: str) -> Verified:
+        """A token from a message, where none may be needed. Raises ProtocolError."""
+        return await (self.verified(Credentials(token)) if self.access.needs_token else self.access.authenticate(token))
+
+    async def verified(self, credentials: Credentials) -> Verified:
+        """A token or a ticket that holds and was not revoked. Raises ProtocolError."""
+        if credentials.token is not None:
+            verified = await self.access.authenticate(credentials.token)
+        elif credentials.ticket is not None:
+            verified = self.access.granted(await self.tickets.redeem(credentials.ticket))
+        else:
+            raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
+        await self.revocations.check(verified.grant)
+        return verified
+
+    def _end_revoked(self) -> None:
+        for session in tuple(self._sessions):
+            if session.grant is not None and self.revocations.holds(session.grant):
+                session.close(Close.UNAUTHENTICATED, "the token was revoked")
 
     async def drain(self, seconds: float) -> None:
         """The process stops: close every client with 1012, in groups over at most `seconds`, so that they don't all come back elsewhere at once.
@@ -80,6 +123,8 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.hub.run())
             group.create_task(self._tell_positions())
+            if self.access.needs_token:
+                group.create_task(self.revocations.run())
 
     def readiness(self) -> Readiness:
         return Readiness(self.hub.ready and not self._stopping, self.describe())

@@ -33,7 +33,6 @@ class Session:
         self, hub: Hub, link: broker.Link, stream: str, access: Access, limits: Limits, metrics: Metrics, outbox: Outbox, tasks: asyncio.TaskGroup
     ) -> None:
         self._hub = hub
-        self._access = access
         self._limits = limits
         self._metrics = metrics
         self._outbox = outbox
@@ -55,16 +54,16 @@ class Session:
     def subscriptions(self) -> int:
         return len(self._subscriptions)
 
-    def authenticate(self, token: str) -> Grant:
-        """Raises ProtocolError unauthenticated. Subscriptions that a new token does not allow end with an error."""
-        self.grant = self._access.authenticate(token)
-        self._outbox.send(protocol.authenticated(self.grant.expires_text))
+    def admit(self, grant: Grant) -> None:
+        """From now on this grant holds. Subscriptions that it does not allow end with an error and `unsubscribed`; the others go on."""
+        self.grant = grant
+        self._outbox.send(protocol.authenticated(grant.expires_text))
         for subscription in tuple(self._subscriptions.values()):
             try:
-                self.grant.check(subscription.pattern, subscription.id)
+                grant.check(subscription.pattern, subscription.id)
             except ProtocolError as problem:
                 self.end_with(subscription, problem)
-        return self.grant
+                self._outbox.send(protocol.unsubscribed(subscription.id))
 
     def handle(self, message: protocol.ClientMessage) -> None:
         """One client message but auth. Raises ProtocolError."""

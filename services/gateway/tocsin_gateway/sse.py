@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from tocsin_gateway import protocol
 from tocsin_gateway.access import seconds_left
+from tocsin_gateway.credentials import Credentials, presented
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
@@ -77,7 +78,7 @@ class EventStream(Response):
             watching = tasks.create_task(self._until_gone(receive, outbox))
             try:
                 try:
-                    expires = self._subscribe(session, outbox)
+                    expires = await self._subscribe(session, outbox)
                 except ProtocolError as problem:
                     self._gateway.metrics.errors.labels(problem.code).inc()
                     body = {"code": problem.code, "message": str(problem)}
@@ -100,13 +101,13 @@ class EventStream(Response):
         allowed = origin is not None and self._gateway.welcomes(self._request.headers)
         return {"access-control-allow-origin": origin, "vary": "origin"} if allowed and origin is not None else {}
 
-    def _subscribe(self, session: Session, outbox: EventOutbox) -> float | None:
+    async def _subscribe(self, session: Session, outbox: EventOutbox) -> float | None:
         request = self._request
         if not self._gateway.welcomes(request.headers):
             raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and token:
-            session.authenticate(token)
+        credentials = presented(request)
+        if credentials != Credentials() and self._gateway.access.needs_token:
+            session.admit((await self._gateway.verified(credentials)).grant)
         subjects = request.query_params.getlist("subject")
         if not subjects:
             raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")

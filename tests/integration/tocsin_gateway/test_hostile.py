@@ -146,6 +146,7 @@ async def test_a_token_in_the_headers_and_a_narrower_one_later(guarded: RunningG
         assert (await client.next())["op"] == "authenticated"
         ended = await client.next()
         assert (ended["code"], ended["id"]) == ("forbidden", "all")
+        assert await client.next() == {"op": "unsubscribed", "id": "all"}
         await stream.publish(stream.subject("customers"), stream.subject())
         assert numbers(await client.events(1)) == [2]
 

@@ -16,9 +16,9 @@ from tests.support import servers
 from tests.support.gateway import RunningGateway, numbers, peer
 from tests.support.stream import Stream
 from tocsin import broker
+from tocsin.access import TokenRules
 from tocsin.service import bind, serve_http
 from tocsin.stack.process import free_port
-from tocsin.subject import Pattern
 from tocsin_gateway.access import Access
 from tocsin_gateway.app import create_app
 from tocsin_gateway.gateway import Gateway
@@ -32,7 +32,8 @@ async def plain(nats_url: str, stream: Stream, *, secret: str | None = None, **l
     running, stop = RunningGateway(free_port()), asyncio.Event()
     sock = bind("127.0.0.1", running.port, "the port")
     async with broker.connect([nats_url], name="plain") as link, asyncio.TaskGroup() as group:
-        gateway = Gateway(link, stream.name, Access(Pattern("pg.>"), secret=secret), Limits(**limits), ())  # type: ignore[arg-type]
+        access = Access("pg", stream.source, TokenRules(secret) if secret else None)
+        gateway = Gateway(link, stream.name, stream.source, access, Limits(**limits), ())  # type: ignore[arg-type]
         following = group.create_task(gateway.run())
         group.create_task(serve_http(create_app(gateway), sock, stop, ws="websockets-sansio", timeout_graceful_shutdown=1, log_level="warning"))
         try:

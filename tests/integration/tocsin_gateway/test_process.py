@@ -46,7 +46,7 @@ async def run_gateway(*arguments: str, **settings: str) -> tuple[int | None, str
     [
         ({"TOCSIN_GATEWAY_HOST": "0.0.0.0"}, "TOCSIN_INSECURE=1"),
         ({"TOCSIN_GATEWAY_HOST": "::"}, "TOCSIN_INSECURE=1"),
-        ({"TOCSIN_JWKS_URL": "http://127.0.0.1:1/jwks"}, "TOCSIN_JWT_SECRET"),
+        ({"TOCSIN_JWKS_URL": "http://keys.example/jwks"}, "https://"),
         ({"TOCSIN_GATEWAY_PORT": "eighty"}, "TOCSIN_GATEWAY_PORT='eighty'"),
     ],
 )
