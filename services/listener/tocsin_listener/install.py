@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from importlib.resources import files
 from typing import Final
 
@@ -16,21 +18,48 @@ HEADROOM: Final = 6144
 """Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take, with an annotation."""
 
 _LOCK: Final = 8390040714906399856
+_LOCK_TIMEOUT: Final = "300ms"
+"""For each lock of an upgrade: writers queue behind it no longer, and it gives up before PostgreSQL looks for deadlocks (1 s)."""
+_AGAIN_AFTER: Final = 0.7
+_WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', pid, application_name, extract(epoch FROM now() - xact_start)::int), '; ')
+    FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
+          ORDER BY xact_start LIMIT 3) AS a"""
 
 
-async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10) -> bool:
+async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10, patience: float = 30.0) -> bool:
     """Create the schema `tocsin`, or bring an older one up to date; whether it was new. One transaction; may be repeated.
 
-    `max_event` is in bytes, envelope and headers included. Raises OperatorError where the user may not create a schema.
+    It may run under load: no writer waits for longer than about a third of a second, and none fails. `max_event` is in bytes,
+    envelope and headers included. Raises OperatorError where the user may not create a schema, where a newer version is
+    installed, and where a writer's transaction stays open for `patience` seconds.
     """
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return await _install(connection, max_event)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            if time.monotonic() > end:
+                who = await connection.fetchval(_WRITERS)
+                raise OperatorError(
+                    f"gave up after {patience:.0f} s, so that no writer waits behind this; nothing is changed. In the way: {who or error}",
+                    "tocsin install   # again when that transaction has ended, or end it: SELECT pg_terminate_backend(PID);",
+                ) from error
+            await asyncio.sleep(_AGAIN_AFTER)
+
+
+async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
     async with connection.transaction():
-        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+        await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'; SELECT pg_advisory_xact_lock({_LOCK})")
         user = await connection.fetchval("SELECT quote_ident(current_user)")
         database = await connection.fetchval("SELECT quote_ident(current_database())")
         await _check_encoding(connection)
         new = not await installed(connection)
+        if not new:
+            await _check_not_newer(connection)
         try:
             await connection.execute("SET LOCAL client_min_messages = warning")
+            if not new:
+                await connection.execute(_script("upgrade.sql"))
             await connection.execute(_script("schema.sql"))
             # The generator's functions call one another in any order.
             await connection.execute("SET LOCAL check_function_bodies = off")
@@ -82,8 +111,23 @@ async def require_installed(connection: asyncpg.Connection) -> None:
         raise OperatorError(
             f"this user may not read the schema tocsin in the database {database}", f"run this as the user {owner}, who installed it"
         ) from error
+    if version > VERSION:
+        raise _newer(database, version)
     if version != VERSION:
         raise OperatorError(f"the schema tocsin in the database {database} is of version {version}; this program needs {VERSION}", "tocsin install")
+
+
+async def _check_not_newer(connection: asyncpg.Connection) -> None:
+    version = await connection.fetchval("SELECT version FROM tocsin.identity")
+    if version is not None and version > VERSION:
+        raise _newer(await connection.fetchval("SELECT current_database()"), version)
+
+
+def _newer(database: str, version: int) -> OperatorError:
+    return OperatorError(
+        f"the schema tocsin in the database {database} is of version {version}, newer than this program, which knows {VERSION}; it is left as it is",
+        "pip install --upgrade tocsin   # docs/operations/upgrades.md says how to go back to an older version",
+    )
 
 
 async def _check_encoding(connection: asyncpg.Connection) -> None:

@@ -1,0 +1,61 @@
+"""An upgrade as an operator does it: the program of version 1 at work, under load, then this one's `tocsin install` and listener."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests.acceptance.test_whole import SCRIPT, assert_whole
+from tests.support import oracle
+from tests.support.pipeline import pipeline
+
+ROOT = Path(__file__).parents[2]
+OLD = "65b8f02"  # the last commit whose schema was of version 1
+
+
+def unpacked(commit: str, folder: Path) -> str:
+    """PYTHONPATH of the program at that commit."""
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False)
+    assert archive.returncode == 0, f"this test needs the repository's history: {archive.stderr.decode()}"
+    with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return os.pathsep.join(str(folder / part) for part in (".", "services/listener", "services/gateway", "services/replicator-check"))
+
+
+@pytest.mark.slow
+async def test_from_the_program_of_version_1_to_this_one_under_load_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
+    old = {"PYTHONPATH": unpacked(OLD, tmp_path)}
+    async with pipeline() as running:
+        source = await asyncpg.connect(running.source_url)
+        await source.execute("CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL DEFAULT 0)")
+        await source.execute("CREATE TABLE ledger (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, account int NOT NULL, amount int NOT NULL)")
+        await source.execute("INSERT INTO accounts SELECT generate_series(1, 50)")
+        present, running.environment = running.environment, running.environment | old
+        await running.tocsin("install")
+        await running.tocsin("watch", "accounts", "ledger")
+        running.environment = present
+        assert await source.fetchval("SELECT version FROM tocsin.identity") == 1
+        await running.start("listener", **old)
+        async with asyncio.TaskGroup() as group:
+            load = group.create_task(running.pgbench(SCRIPT, writers=8, seconds=8))
+            await asyncio.sleep(2)
+            # A process that restarts by itself meets the new schema only after the install below; until then the old one goes on.
+            await running.tocsin("install")
+            await asyncio.sleep(1)
+            assert running.services["listener"].returncode is None, "the old listener goes on over the new schema"
+            await running.kill("listener")
+            refused = await running.start("listener", ready=False, name="old", **old)
+            assert await refused.wait() == 1, "the old program, started anew, refuses the newer schema"
+            running.services.pop("old")
+            await running.start("listener")
+        await running.start("gateway")
+        async with oracle.socket_client(running.socket_url, "pg.shop.change.>", since="start") as (seen, arrived):
+            assert await assert_whole(running, source, seen, arrived) == load.result()[0]
+        await source.close()
