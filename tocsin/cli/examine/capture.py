@@ -77,7 +77,20 @@ async def _watch(connection: asyncpg.Connection, watch: asyncpg.Record) -> Findi
     if watch["table"] is None:
         return bad(PART, f"a watched table is gone (it had the oid {watch['oid']})", f"SELECT tocsin.forget({watch['id']});")
     name = f"{watch['schema']}.{watch['table']}"
-    rows = await connection.fetch(_SQL["triggers"], watch["oid"], watch["ops"], watch["id"])
+    if (found := await triggers(connection, watch["oid"], watch["ops"], watch["id"], name)) is not None:
+        return found
+    if watch["trouble"] is not None:
+        fix = f"tocsin watch {watch['shown']} --when …   # a condition on the columns that the table has now"
+        return bad(PART, f"{name}: only keys are told, since its condition ({watch['condition']}) can't be judged: {watch['trouble']}", fix)
+    if watch["changed"]:
+        return bad(PART, f"{name} has changed its shape since it was watched", "tocsin install   # it makes every watch's functions anew")
+    keyless = "; it has no key, so a client can't tell which row changed" if watch["keyless"] else ""
+    return good(PART, f"{name} is watched: {', '.join(watch['ops'])}{keyless}")
+
+
+async def triggers(connection: asyncpg.Connection, oid: int, ops: list[str], watch: int, name: str) -> Finding | None:
+    """What of the triggers of the table and everything below it is missing or silent."""
+    rows = await connection.fetch(_SQL["triggers"], oid, ops, watch)
     missing = [row for row in rows if row["trigger"] is None]
     silent = [row for row in rows if row["enabled"] in ("D", "R")]
     if missing:
@@ -86,10 +99,4 @@ async def _watch(connection: asyncpg.Connection, watch: asyncpg.Record) -> Findi
     if silent:
         fix = "; ".join(f'ALTER TABLE {row["member"]} ENABLE TRIGGER "{row["trigger"]}"' for row in silent)
         return bad(PART, f"{name}: triggers that don't fire: {', '.join(row['op'] for row in silent)}", f"{fix};")
-    if watch["trouble"] is not None:
-        fix = f"tocsin watch {watch['shown']} --when …   # a condition on the columns that the table has now"
-        return bad(PART, f"{name}: only keys are told, since its condition ({watch['condition']}) can't be judged: {watch['trouble']}", fix)
-    if watch["changed"]:
-        return bad(PART, f"{name} has changed its shape since it was watched", "tocsin install   # it makes every watch's functions anew")
-    keyless = "; it has no key, so a client can't tell which row changed" if watch["keyless"] else ""
-    return good(PART, f"{name} is watched: {', '.join(watch['ops'])}{keyless}")
+    return None

@@ -1,17 +1,22 @@
--- Where the events of one table are, for `tocsin why`.
+-- Where the events of one table or subject are, for `tocsin why`.
 
 -- name: watch
-SELECT w.id, w.ops, w.condition, n.nspname AS schema, c.relname AS "table", format('change.%s.%s.', tocsin.token(n.nspname), tocsin.token(c.relname)) AS root
+SELECT w.id, w.ops, w.condition, w.route, w.relation::oid AS oid, w.relation::text AS shown, n.nspname AS schema, c.relname AS "table"
 FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE w.relation = to_regclass($1)
 
+-- name: roots
+-- Every watched table as its subjects begin, and as SQL names it.
+SELECT format('change.%s.%s', tocsin.token(n.nspname), tocsin.token(c.relname)) AS root, format('%I.%I', n.nspname, c.relname) AS name
+FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace ORDER BY 1
+
 -- name: last
--- The newest event of the root $1 (and the key $2), and whether the stream has it: the cursor has passed it.
+-- The newest event whose subject, or former one, matches $1 (and whose key is $2), and whether the cursor has passed it.
 SELECT j.seq, j.subject, j.type, j.key, j.xid::text AS xid, extract(epoch FROM clock_timestamp() - j.at)::float8 AS age,
        coalesce((SELECT pg_visible_in_snapshot(j.xid, coalesce(p.intended, p.reached)) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS passed,
        (SELECT q.reason FROM tocsin.quarantine AS q WHERE q.seq = j.seq AND q.retried IS NULL LIMIT 1) AS refused
 FROM tocsin.journal AS j
-WHERE starts_with(j.subject, $1) AND ($2::text IS NULL OR j.key = $2)
+WHERE (j.subject ~ $1 OR j.old_subject ~ $1) AND ($2::text IS NULL OR j.key = $2)
 ORDER BY j.seq DESC LIMIT 1
 
 -- name: writers
@@ -19,6 +24,9 @@ ORDER BY j.seq DESC LIMIT 1
 SELECT DISTINCT l.pid, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age
 FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a USING (pid)
 WHERE l.relation = to_regclass($1) AND l.mode = 'RowExclusiveLock' AND l.granted ORDER BY 3 DESC NULLS LAST
+
+-- name: identity
+SELECT incarnation, epoch, prefix, source, stream FROM tocsin.identity
 
 -- name: leader
 -- The session that holds the leading lock, if any.
