@@ -6,6 +6,7 @@ had is said at the end as "not run", and is no failure; with --strict it is one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -95,7 +96,10 @@ def environment_of(version: str) -> str:
     """The Python of a virtual environment of this version that holds what the locks hold."""
     folder = ROOM / f"python-{version}"
     python = folder / "bin/python"
-    if not (folder / "whole").exists():
+    locks = [ROOT / f"requirements/{name}.lock" for name in ("runtime", "dev")]
+    digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
+    holds = folder / "holds"
+    if not holds.exists() or holds.read_text() != digest:
         shutil.rmtree(folder, ignore_errors=True)
         for interpreter in interpreters(version):
             if subprocess.run([interpreter, "-m", "venv", str(folder)], check=False, capture_output=True).returncode == 0:
@@ -103,10 +107,10 @@ def environment_of(version: str) -> str:
         else:
             raise NotHereError(f"no Python {version}")
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for lock in ("runtime", "dev"):
-            subprocess.run([*pip, "--require-hashes", "--requirement", f"requirements/{lock}.lock"], check=True, cwd=ROOT)
+        for lock in locks:
+            subprocess.run([*pip, "--require-hashes", "--requirement", str(lock)], check=True, cwd=ROOT)
         subprocess.run([*pip, "--no-build-isolation", "--no-deps", "--editable", "."], check=True, cwd=ROOT)
-        (folder / "whole").touch()
+        holds.write_text(digest)
     return str(python)
 
 
