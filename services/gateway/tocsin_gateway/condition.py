@@ -123,7 +123,7 @@ def _compare(value: Any, operand: Any) -> int | None:
             return None
     elif not isinstance(value, (str, int, Decimal)):
         return None
-    return (value > operand) - (value < operand)
+    return int(value > operand) - int(value < operand)
 
 
 def as_number(value: Any) -> int | Decimal | None:
@@ -152,19 +152,10 @@ def _in(operands: list[Any]) -> Test:
 
 
 def _like(pattern: str, fail: Callable[[str], ConditionError]) -> Test:
-    """SQL's LIKE: % any characters, _ one, backslash takes the next as it is. Its time is bounded by text × pattern, whatever they hold."""
-    parts: list[list[str | None]] = [[]]
-    characters = iter(pattern)
-    for character in characters:
-        if character == "%":
-            parts.append([])
-        elif character == "\\":
-            literal = next(characters, None)
-            if literal is None:
-                raise fail("a text in which a character follows each backslash")
-            parts[-1].append(literal)
-        else:
-            parts[-1].append(None if character == "_" else character)
+    """SQL's LIKE: % any characters, _ one, backslash takes the next as it is. Its time is at most the text's length times the pattern's."""
+    parts = _parts(pattern)
+    if parts is None:
+        raise fail("a text in which a character follows each backslash")
     pieces = [re.compile("".join("." if character is None else re.escape(character) for character in part), re.DOTALL) for part in parts]
     lengths = [len(part) for part in parts]
 
@@ -186,8 +177,25 @@ def _like(pattern: str, fail: Callable[[str], ConditionError]) -> Test:
     return test
 
 
+def _parts(pattern: str) -> list[list[str | None]] | None:
+    """What stands between the %, as characters, None being any one; None where the last backslash has nothing behind it."""
+    parts: list[list[str | None]] = [[]]
+    characters = iter(pattern)
+    for character in characters:
+        if character == "%":
+            parts.append([])
+        elif character == "\\":
+            literal = next(characters, None)
+            if literal is None:
+                return None
+            parts[-1].append(literal)
+        else:
+            parts[-1].append(None if character == "_" else character)
+    return parts
+
+
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (str, int, Decimal, bool))
+    return value.is_finite() if isinstance(value, Decimal) else isinstance(value, (str, int, bool))
 
 
 def _identity(operand: Any) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 import msgspec
+
+from tocsin_gateway.change import Change
 
 _TEXT: Final = 0x81  # FIN and the text opcode; servers do not mask
 
@@ -23,11 +26,12 @@ def frame(payload: bytes) -> bytes:
 class StreamEvent:
     """One message of the stream, read once and shared by every client.
 
-    `body` is the CloudEvent as published, never parsed here. `payload` is the JSON message to a client, `framed` the same as
+    `body` is the CloudEvent as published; `change` parses it, once, and only for who filters. `judged` is the selections' own: what
+    each of them made of the event. `payload` is the JSON message to a client, `framed` the same as
     a WebSocket frame; each is made when it is first wanted.
     """
 
-    __slots__ = ("_framed", "_payload", "body", "copy", "epoch", "message_id", "sequence", "subject")
+    __slots__ = ("_change", "_framed", "_payload", "body", "copy", "epoch", "judged", "message_id", "sequence", "subject")
 
     def __init__(self, epoch: str, sequence: int, subject: str, body: bytes, message_id: str = "", *, copy: bool = False) -> None:
         self.epoch = epoch
@@ -38,16 +42,13 @@ class StreamEvent:
         self.copy = copy
         self._payload: bytes | None = None
         self._framed: bytes | None = None
+        self._change: Change | Literal[False] | None = None
+        self.judged: dict[Any, Any] | None = None
 
     @property
     def payload(self) -> bytes:
         if self._payload is None:
-            self._payload = b'{"op":"event","subject":%b,"position":"%b-%d","event":%b}' % (
-                msgspec.json.encode(self.subject),
-                self.epoch.encode(),
-                self.sequence,
-                self.body,
-            )
+            self._payload = self.message(self.subject, self.body)
         return self._payload
 
     @property
@@ -56,10 +57,25 @@ class StreamEvent:
             self._framed = frame(self.payload)
         return self._framed
 
-    def addressed(self, ids: list[bytes]) -> bytes:
-        """The payload with `for` in front: the subscriptions (their ids as JSON strings) that it is for."""
-        return b'{"for":{%b},%b' % (b",".join(id_ + b":null" for id_ in ids), self.payload[1:])
+    def message(self, subject: str, body: bytes) -> bytes:
+        """The JSON message to a client, of this place in the stream."""
+        return b'{"op":"event","subject":%b,"position":"%b-%d","event":%b}' % (msgspec.json.encode(subject), self.epoch.encode(), self.sequence, body)
+
+    @property
+    def change(self) -> Change | None:
+        """The content, parsed when it is first wanted; None where it can't be read."""
+        if self._change is None:
+            try:
+                self._change = Change(self.body)
+            except ValueError:
+                self._change = False
+        return self._change or None
 
     def is_copy_of(self, other: StreamEvent | None) -> bool:
         """Whether this is the copy under the old route of an original that directly precedes it."""
         return self.copy and other is not None and self.message_id == f"{other.message_id}-old"
+
+
+def addressed(payload: bytes, recipients: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The message with `for` in front: each subscription that it is for (its id as JSON) and what the event does to its rows."""
+    return b'{"for":{%b},%b' % (b",".join(id_ + b":" + mark for id_, mark in recipients), payload[1:])

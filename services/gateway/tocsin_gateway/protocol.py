@@ -7,6 +7,7 @@ code and message go back to it; the connection survives.
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from enum import IntEnum
 from typing import Any, Final, Literal
 
@@ -15,9 +16,11 @@ import msgspec
 from tocsin.duration import parse_duration
 from tocsin.position import Position, PositionError
 from tocsin.subject import Pattern, SubjectError
+from tocsin_gateway.condition import ConditionError, Where, parse_where
 
 VERSION: Final = 1
 MAX_ID: Final = 128
+MAX_SELECT: Final = 256
 
 Code = Literal["bad-message", "bad-subject", "bad-since", "bad-where", "duplicate-id", "unknown-id", "unauthenticated", "forbidden", "limit", "unavailable"]
 Reason = Literal["expired", "epoch", "gap", "limit"]
@@ -52,7 +55,8 @@ class Subscribe(msgspec.Struct, tag="subscribe", tag_field="op", frozen=True, fo
     id: str
     subject: str
     since: str = "now"
-    where: dict[str, Any] | None = None
+    where: Any = None
+    select: list[str] | None = None
 
 
 class Unsubscribe(msgspec.Struct, tag="unsubscribe", tag_field="op", frozen=True, forbid_unknown_fields=True):
@@ -66,7 +70,7 @@ class Ping(msgspec.Struct, tag="ping", tag_field="op", frozen=True, forbid_unkno
 ClientMessage = Auth | Subscribe | Unsubscribe | Ping
 Since = Literal["now", "start"] | timedelta | Position
 
-_decoder: Final = msgspec.json.Decoder(ClientMessage)
+_decoder: Final = msgspec.json.Decoder(ClientMessage, float_hook=Decimal)
 _loose: Final = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -76,7 +80,7 @@ def decode(text: str | bytes) -> ClientMessage:
         message: ClientMessage = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, ping", _id_of(text)) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError) as error:
         raise ProtocolError("bad-message", f"this is not a JSON object: {error}") from None
     return message
 
@@ -93,12 +97,25 @@ def checked_pattern(request: Subscribe) -> Pattern:
     """Raises ProtocolError bad-subject, or bad-message for an id that is not one."""
     if not 0 < len(request.id) <= MAX_ID:
         raise ProtocolError("bad-message", f"id has {len(request.id)} characters; 1 to {MAX_ID} are allowed")
-    if request.where is not None:
-        raise ProtocolError("bad-where", "this gateway does not filter by `where` yet; leave it out and filter in the client", request.id)
     try:
         return Pattern(request.subject)
     except SubjectError as error:
         raise ProtocolError("bad-subject", str(error), request.id) from None
+
+
+def checked_where(request: Subscribe) -> Where | None:
+    """Raises ProtocolError bad-where."""
+    try:
+        return None if request.where is None else parse_where(request.where)
+    except ConditionError as error:
+        raise ProtocolError("bad-where", str(error), request.id) from None
+
+
+def checked_select(request: Subscribe) -> frozenset[str] | None:
+    """Raises ProtocolError bad-message."""
+    if request.select is not None and not 0 < len(request.select) <= MAX_SELECT:
+        raise ProtocolError("bad-message", f"select names {len(request.select)} columns; 1 to {MAX_SELECT} are allowed, and without it all come", request.id)
+    return None if request.select is None else frozenset(request.select)
 
 
 def checked_since(request: Subscribe) -> Since:

@@ -1,7 +1,7 @@
 """One client: its subscriptions, and which frames go to it.
 
 A socket with exactly one live subscription shares its bytes with every other client of that pattern. Any other socket is
-asked event by event; while one of its subscriptions replays, its frames say in `for` whom they are for.
+asked event by event; while one of its subscriptions replays, or filters, its frames say in `for` whom they are for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from tocsin.position import Position
 from tocsin.subject import Pattern
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Access, Grant
-from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.frames import StreamEvent, addressed
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.recovery import BUFFER_OVERHEAD, Recovery
+from tocsin_gateway.selection import NO_MARK, Shown, Unseen
 from tocsin_gateway.subscription import State, Subscription
 
 DRAIN_SECONDS: Final = 0.01
@@ -51,6 +52,11 @@ class Session:
         return all(subscription.state is State.LIVE for subscription in self._subscriptions.values())
 
     @property
+    def all_plain(self) -> bool:
+        """Whether every subscription wants every event of its pattern as it is."""
+        return all(subscription.selection is None for subscription in self._subscriptions.values())
+
+    @property
     def subscriptions(self) -> int:
         return len(self._subscriptions)
 
@@ -58,12 +64,15 @@ class Session:
         """From now on this grant holds. Subscriptions that it does not allow end with an error and `unsubscribed`; the others go on."""
         self.grant = grant
         self._outbox.send(protocol.authenticated(grant.expires_text))
+        self.unshare()
         for subscription in tuple(self._subscriptions.values()):
             try:
                 grant.check(subscription.pattern, subscription.id)
+                subscription.select_under(grant.visibility)
             except ProtocolError as problem:
                 self.end_with(subscription, problem)
                 self._outbox.send(protocol.unsubscribed(subscription.id))
+        self.share()
 
     def handle(self, message: protocol.ClientMessage) -> None:
         """One client message but auth. Raises ProtocolError."""
@@ -78,6 +87,7 @@ class Session:
     def subscribe(self, request: protocol.Subscribe) -> None:
         """Begin a subscription; `subscribed` follows when delivery is certain. Raises ProtocolError."""
         pattern, since = protocol.checked_pattern(request), protocol.checked_since(request)
+        where, select = protocol.checked_where(request), protocol.checked_select(request)
         if self.grant is None:
             raise ProtocolError("unauthenticated", 'send {"op": "auth", "token": "…"} first', request.id)
         self.grant.check(pattern, request.id)
@@ -89,6 +99,8 @@ class Session:
             raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
         self.unshare()
         subscription = Subscription(request.id, pattern)
+        subscription.where, subscription.select = where, select
+        subscription.select_under(self.grant.visibility)
         self._subscriptions[request.id] = subscription
         self._metrics.subscriptions.inc()
         subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
@@ -147,14 +159,35 @@ class Session:
                 subscription.buffer.append(event)
                 subscription.buffer_bytes += len(event.body) + BUFFER_OVERHEAD
                 subscription.overflowed = subscription.buffer_bytes > JOIN_BUFFER_BYTES
-        if live and not event.is_copy_of(self._last):
+        if live and not self.all_plain:
+            self._send_judged(event, live)
+        elif live and not event.is_copy_of(self._last):
             self._last = event
             self._metrics.frames.inc()
             # A copy may be for some only of those whose pattern it matches: the others had the original before they resumed.
             if self.all_live and not (event.copy and len(self._subscriptions) > 1):
                 self._outbox.send_event(event)
             else:
-                self._outbox.send(event.addressed([subscription.json_id for subscription in live]))
+                self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK) for subscription in live]))
+
+    def _send_judged(self, event: StreamEvent, live: list[Subscription]) -> None:
+        """One frame for each form of the event. The copy under an old route is told too: who got the original is not among `live`."""
+        frames: dict[bytes, list[tuple[bytes, bytes]]] = {}
+        for subscription in live:
+            shown = Shown(event.payload) if subscription.selection is None else subscription.selection.judge(event)
+            if isinstance(shown, Unseen):
+                self._tell_unseen(subscription, event, shown)
+            elif shown is not None:
+                frames.setdefault(shown.payload, []).append((subscription.json_id, shown.mark))
+        for payload, recipients in frames.items():
+            self._metrics.frames.inc()
+            self._outbox.send(addressed(payload, recipients))
+
+    def _tell_unseen(self, subscription: Subscription, event: StreamEvent, unseen: Unseen) -> None:
+        if unseen.forbidden is not None:
+            self.end_with(subscription, ProtocolError("forbidden", unseen.forbidden, subscription.id))
+        else:
+            self.tell_subscribed(subscription, Position(event.epoch, event.sequence), "gap")
 
     def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None:
         for subscription in self._attached.get(pattern, ()):
@@ -193,7 +226,7 @@ class Session:
         """Share bytes where exactly one live subscription is on a socket that can take frames."""
         if self._sharing is None and isinstance(self._outbox, SocketOutbox) and len(self._subscriptions) == 1:
             only = next(iter(self._subscriptions.values()))
-            if only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
+            if only.selection is None and only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
                 self._outbox.flush()
                 self._hub.channels.share(only.pattern, self, self._outbox)
                 self._sharing = only.pattern
@@ -224,4 +257,7 @@ class Session:
         await self.drained()
         subscription.enter(subscription.state)
         subscription.after = event.sequence
-        self._outbox.send(event.addressed([subscription.json_id]))
+        if subscription.selection is None:
+            self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK)]))
+        else:
+            self._send_judged(event, [subscription])

@@ -9,8 +9,11 @@ from enum import Enum, auto
 import msgspec
 
 from tocsin.subject import Pattern
+from tocsin_gateway.condition import Where
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.protocol import Reason
+from tocsin_gateway.selection import Selection
+from tocsin_gateway.visibility import Visibility
 
 
 class State(Enum):
@@ -22,14 +25,20 @@ class State(Enum):
 
 
 class Subscription:
-    """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering."""
+    """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering.
 
-    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "state", "task")
+    `selection` is None where every event of the pattern is wanted as it is.
+    """
+
+    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "select", "selection", "state", "task", "where")
 
     def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
         self.id = id
         self.json_id = msgspec.json.encode(id)
         self.pattern = pattern
+        self.where: Where | None = None
+        self.select: frozenset[str] | None = None
+        self.selection: Selection | None = None
         self.state = State.JOINING
         self.after = 0
         self.buffer: deque[StreamEvent] = deque()
@@ -37,6 +46,10 @@ class Subscription:
         self.overflowed = False
         self.hole: Reason | None = None
         self.task: asyncio.Task[None] | None = None
+
+    def select_under(self, visibility: Visibility) -> None:
+        """From now on only what these rules let through."""
+        self.selection = Selection.of(self.pattern, self.where, self.select, visibility)
 
     def enter(self, state: State) -> None:
         """Raises CancelledError where it has ended: before Python 3.12 asyncio.wait_for, which nats-py uses, can swallow a task's cancellation."""

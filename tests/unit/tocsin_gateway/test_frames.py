@@ -14,7 +14,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from tocsin.subject import encode_token
-from tocsin_gateway.frames import StreamEvent, frame
+from tocsin_gateway.frames import StreamEvent, addressed, frame
 
 bodies = st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()), max_size=5)
 
@@ -51,7 +51,7 @@ def test_the_splice_is_the_json_that_the_contract_shows(body: dict[str, Any], na
     said = {"op": "event", "subject": subject, "position": f"epoch2345-{sequence}", "event": json.loads(json.dumps(body))}
     assert json.loads(event.payload) == said
     assert json.loads(bytes(parsed(event.framed)[0].data)) == said
-    assert json.loads(event.addressed([json.dumps(id_).encode() for id_ in clean])) == {"for": dict.fromkeys(clean), **said}
+    assert json.loads(addressed(event.payload, [(json.dumps(id_).encode(), b"null") for id_ in clean])) == {"for": dict.fromkeys(clean), **said}
 
 
 def test_each_form_is_made_once() -> None:

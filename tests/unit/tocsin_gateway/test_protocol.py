@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from decimal import Decimal
 
 import msgspec
 import pytest
@@ -123,10 +124,27 @@ def test_a_subject_that_would_harm_nats_never_gets_there(subject: str) -> None:
     assert len(protocol.error(refused.value)) < 12_000
 
 
-def test_a_filter_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(ProtocolError) as refused:
-        protocol.checked_pattern(Subscribe("a", "pg.>", where={"customer": {"eq": 42}}))
-    assert refused.value.code == "bad-where"
+def test_what_a_filter_says_wrong_is_told_to_its_subscription() -> None:
+    for wrong in ({"customer": 42}, [], 5, {"customer": {"equals": 42}}, {"customer": {"eq": None}}):
+        with pytest.raises(ProtocolError) as refused:
+            protocol.checked_where(Subscribe("a", "pg.>", where=wrong))
+        assert (refused.value.code, refused.value.id) == ("bad-where", "a")
+
+
+def test_numbers_of_a_filter_are_not_made_doubles() -> None:
+    request = protocol.decode('{"op":"subscribe","id":"a","subject":"pg.>","where":{"x":{"in":[0.1, 12345678901234567890123, 1e400]}}}')
+    assert isinstance(request, Subscribe)
+    assert request.where["x"]["in"] == [Decimal("0.1"), 12345678901234567890123, Decimal("1e400")]
+    for hostile in ("1" * 5000, "1e99999999999999999999", "NaN", "[" * 5000):
+        with pytest.raises(ProtocolError) as refused:
+            protocol.decode('{"op":"subscribe","id":"a","subject":"pg.>","where":{"x":{"eq":' + hostile + "}}}")
+        assert refused.value.code == "bad-message"
+
+
+@pytest.mark.parametrize("select", [[], ["x"] * 300])
+def test_a_selection_of_no_columns_or_very_many_is_refused(select: list[str]) -> None:
+    with pytest.raises(ProtocolError):
+        protocol.checked_select(Subscribe("a", "pg.>", select=select))
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])), st.text(alphabet=st.characters(exclude_categories=["Cs"])))
