@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 import structlog
+from fastapi import FastAPI
 
 from tocsin import broker
 from tocsin.access import token_rules
 from tocsin.certificate import certificate
 from tocsin.service import bind, configure_logging, run_service, serve_http
 from tocsin.settings import Settings, load_settings
+from tocsin.subject import encode_token
 from tocsin_gateway.access import Access, check_exposure
-from tocsin_gateway.app import create_app
+from tocsin_gateway.app import STATIC, create_app
+from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import Limits
 from tocsin_gateway.server import FrameProtocol, with_deadline
+from tocsin_gateway.state import State, state_route
+from tocsin_gateway.why import Why, why_route
 
 log = structlog.get_logger("tocsin.gateway")
 
@@ -43,7 +49,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
             )
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(gateway.run())
-                announcing = group.create_task(_announce(link, gateway))
+                announcing = group.create_task(_announce(link, gateway, settings.source_name))
                 renewing = group.create_task(tls.keep_fresh()) if tls is not None else None
                 drained = asyncio.Event()
                 ending = group.create_task(_drain(stop, gateway, settings.gateway_drain.total_seconds(), drained))
@@ -53,7 +59,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     stream=settings.stream_name,
                 )
                 await serve_http(
-                    create_app(gateway),
+                    _app(settings, gateway, link),
                     sock,
                     drained,
                     ws=FrameProtocol,
@@ -76,9 +82,22 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
         sock.close()
 
 
-async def _announce(link: broker.Link, gateway: Gateway) -> None:
+def _app(settings: Settings, gateway: Gateway, link: broker.Link) -> FastAPI:
+    prefix, source, stream = settings.subject_prefix, settings.source_name, settings.stream_name
+    catalogue = Catalogue(STATIC / "asyncapi.json", settings.database_url, prefix, source)
+    state = State(gateway, link, stream, prefix, source)
+    why = Why(gateway, link, stream, f"{prefix}.{encode_token(source)}")
+    return create_app(gateway, catalogue=catalogue, routers=(state_route(gateway, state), why_route(why)))
+
+
+async def _announce(link: broker.Link, gateway: Gateway, source: str) -> None:
     await link.connected.wait()
-    async with broker.announce(link.client, "tocsin-gateway", "Events to WebSockets and server-sent events", gateway.status):
+
+    def measured() -> dict[str, Any]:
+        return {"ready": gateway.readiness().ready, **gateway.describe()}
+
+    title = "Events to WebSockets and server-sent events"
+    async with broker.announce(link.client, "tocsin-gateway", title, gateway.status, source=source, measured=measured):
         await asyncio.Event().wait()
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from fastapi import FastAPI, Query, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Query, Request, WebSocket
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from tocsin import __version__
 from tocsin.api_page import POLICY, api_page
 from tocsin.service import add_health
+from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.connection import Connection
+from tocsin_gateway.credentials import presented
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.sse import EventStream
 from tocsin_gateway.ticket_office import ticket_office
+from tocsin_gateway.visitor import refusal
 
 STATIC: Final = Path(__file__).parent / "static"
 CONSOLE_POLICY: Final = "; ".join(
@@ -35,8 +40,9 @@ CONSOLE_POLICY: Final = "; ".join(
 HEADERS: Final = {"content-security-policy": CONSOLE_POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The application of one gateway; nothing runs in its lifespan."""
+def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers: Iterable[APIRouter] = ()) -> FastAPI:
+    """The application of one gateway; nothing runs in its lifespan. `catalogue` describes the watched tables, `routers` are further endpoints."""
+    described = catalogue or Catalogue(STATIC / "asyncapi.json")
     app = FastAPI(
         title="Tocsin gateway",
         version=__version__,
@@ -45,7 +51,8 @@ def create_app(gateway: Gateway) -> FastAPI:
         redoc_url=None,
     )
     add_health(app, gateway.registry, gateway.readiness)
-    app.include_router(ticket_office(gateway))
+    for router in (ticket_office(gateway), *routers):
+        app.include_router(router)
 
     @app.websocket("/ws")
     async def websocket(socket: WebSocket) -> None:
@@ -67,14 +74,17 @@ def create_app(gateway: Gateway) -> FastAPI:
     async def client() -> FileResponse:
         return FileResponse(STATIC / "client.js", media_type="text/javascript", headers={"access-control-allow-origin": "*", "cache-control": "no-cache"})
 
-    @app.get("/asyncapi.json", summary="The WebSocket's messages, as AsyncAPI 3", response_class=FileResponse, tags=["events"])
-    async def asyncapi() -> FileResponse:
-        return FileResponse(STATIC / "asyncapi.json", media_type="application/json")
+    @app.get("/asyncapi.json", summary="The WebSocket's messages and each watched table's events, as AsyncAPI 3", response_class=Response, tags=["events"])
+    async def asyncapi(request: Request) -> Response:
+        try:
+            grant = await gateway.grant(presented(request)) if gateway.welcomes(request.headers) else None
+        except ProtocolError as problem:
+            return refusal(problem)
+        return Response(msgspec.json.encode(await described.document(grant)), media_type="application/json", headers={"cache-control": "no-cache"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        page = api_page(app.openapi(), msgspec.json.decode((STATIC / "asyncapi.json").read_bytes()))
-        return HTMLResponse(page, headers={"content-security-policy": POLICY})
+        return HTMLResponse(api_page(app.openapi(), described.generic), headers={"content-security-policy": POLICY})
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

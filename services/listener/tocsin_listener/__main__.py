@@ -10,7 +10,7 @@ from tocsin.errors import TocsinError
 from tocsin.service import bind, configure_logging, run_service, serve_http, show_error
 from tocsin.settings import Settings, load_settings
 from tocsin_listener.alteration import follow_shapes
-from tocsin_listener.health import listener_app, status
+from tocsin_listener.health import listener_app, status, summary
 from tocsin_listener.measuring import measure
 from tocsin_listener.meters import Meters
 from tocsin_listener.session import Config, Listener
@@ -49,7 +49,8 @@ async def _work(config: Config, settings: Settings, meters: Meters) -> None:
         async def answer() -> bytes:
             return status(meters)
 
-        async with broker.announce(link.client, "tocsin-listener", f"Tocsin listener of {config.source}", answer):
+        title = f"Tocsin listener of {config.source}"
+        async with broker.announce(link.client, "tocsin-listener", title, answer, source=config.source, measured=lambda: summary(meters)):
             await asyncio.Event().wait()
 
 

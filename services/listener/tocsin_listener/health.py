@@ -38,6 +38,13 @@ def status(meters: Meters) -> bytes:
     return msgspec.json.encode({"ready": state.ready, **state.detail, "naps": meters.counts.naps, "bells": meters.counts.bells})
 
 
+def summary(meters: Meters) -> dict[str, Any]:
+    """What the console shows of this instance: readiness, and how far the stream is behind the journal (seconds, rows)."""
+    state = readiness(meters)
+    behind = {name: meters.registry.get_sample_value(f"tocsin_journal_behind_{name}") for name in ("seconds", "rows")}
+    return {"ready": state.ready, **state.detail, **{f"behind_{name}": value for name, value in behind.items() if value is not None}}
+
+
 def listener_app(meters: Meters) -> FastAPI:
     app = FastAPI(title="Tocsin listener", version=__version__, description="Carries the journal of a PostgreSQL database into NATS JetStream.")
     add_health(app, meters.registry, lambda: readiness(meters))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -21,6 +22,7 @@ from tocsin_check.feed import Feed, follow
 from tocsin_check.guard import guard
 from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
+from tocsin_check.report import summary
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -59,9 +61,12 @@ async def _announce(settings: Settings, checker: Checker) -> None:
     async def status() -> bytes:
         return checker.report().model_dump_json().encode()
 
+    def measured() -> dict[str, Any]:
+        return summary(checker.report(), ready=checker.alive)
+
     async with (
         broker.connect(settings.nats_servers, name="tocsin check", login=settings.nats_login) as link,
-        broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status),
+        broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status, source=settings.source_name, measured=measured),
     ):
         await asyncio.Event().wait()
 

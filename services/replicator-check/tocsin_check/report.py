@@ -22,6 +22,7 @@ WORST_FIRST: Final[Sequence[Status]] = ("drift", "unknown", "unauditable", "stal
 LAGGING_AFTER: Final = 5.0
 """Seconds that the replica may be behind before nothing is called in sync any more."""
 SAMPLES: Final = 5
+SUMMED_TABLES: Final = 200
 
 EXIT_CODES: Final[dict[Status, int]] = {"in_sync": 0, "drift": 1, "unknown": 2, "unauditable": 2, "lagging": 3, "pending": 3, "stale": 3}
 
@@ -165,3 +166,15 @@ def now() -> datetime:
 
 def blank(table: TableName) -> TableReport:
     return TableReport(table=str(table))
+
+
+def summary(report: Report, *, ready: bool) -> dict[str, Any]:
+    """The report for the service protocol: no row's key is in it, and of many tables only the worst."""
+    worst = sorted(report.tables, key=lambda table: WORST_FIRST.index(table.status))[:SUMMED_TABLES]
+    return {
+        "ready": ready,
+        **report.model_dump(mode="json", include={"status", "checked_at", "lag_seconds", "reason"}),
+        "tables": [table.model_dump(mode="json", include={"table", "status", "rows", "missing", "extra", "different", "reason"}) for table in worst],
+        "more_tables": len(report.tables) - len(worst),
+        "findings": [finding.model_dump(mode="json", exclude={"code"}) for finding in report.replication.findings],
+    }

@@ -1,0 +1,29 @@
+"""Who asks over plain HTTP, and what a refusal looks like there."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tocsin_gateway.credentials import presented
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.grant import Grant
+from tocsin_gateway.protocol import ProtocolError
+
+STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
+
+
+async def visitor(gateway: Gateway, request: Request) -> Grant:
+    """What the client of a request may do. Raises ProtocolError forbidden or unauthenticated."""
+    if not gateway.welcomes(request.headers):
+        raise ProtocolError("forbidden", "pages of this origin may not ask; TOCSIN_ALLOWED_ORIGINS lists those that may")
+    grant = await gateway.grant(presented(request))
+    if grant is None:
+        raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
+    return grant
+
+
+def refusal(problem: ProtocolError) -> Response:
+    return JSONResponse({"code": problem.code, "message": str(problem)}, STATUS.get(problem.code, 400), {"cache-control": "no-store"})

@@ -1,0 +1,198 @@
+"""`GET /why`: why a client did not get an event, as far as stream and token can say; the steps in the order in which an event takes them.
+
+What lies before the stream (trigger, journal, cursor) only the source database knows: `tocsin why TABLE KEY` asks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from typing import Any, Final
+
+import msgspec
+import nats.errors
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from tocsin import broker
+from tocsin.errors import Unavailable
+from tocsin.position import Position, PositionError
+from tocsin.subject import Pattern, SubjectError
+from tocsin_gateway.consumer import Consumer
+from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.visibility import Visibility
+from tocsin_gateway.visitor import refusal, visitor
+
+LOOKED_AT: Final = 2000
+"""The newest messages of a subject that are searched for a key."""
+
+PATIENCE: Final = 3.0
+NO_MESSAGE: Final = 10037
+
+
+class Why:
+    """Answers from one gateway's view. A step is (name, ok true, false or null for not known, what was found)."""
+
+    def __init__(self, gateway: Gateway, link: broker.Link, stream: str, root: str) -> None:
+        self._gateway = gateway
+        self._link = link
+        self._stream = stream
+        self._root = root
+
+    async def explain(self, request: Request, subject: str, key: str | None, since: str | None) -> dict[str, Any]:
+        """Raises ProtocolError where the question itself is refused."""
+        grant = await visitor(self._gateway, request)
+        steps: list[dict[str, Any]] = []
+        answer: dict[str, Any] = {"steps": steps, "event": None}
+        try:
+            pattern = Pattern(subject)
+        except SubjectError as error:
+            steps.append(_step("subject", False, str(error)))
+            return answer
+        steps.append(_step("subject", True, f"{subject} is a well formed pattern"))
+        try:
+            grant.check(pattern, None)
+        except ProtocolError as problem:
+            steps.append(_step("token", False, str(problem)))
+            return answer
+        if getattr(grant, "visibility", Visibility.all()) != Visibility.all():
+            # Else the answer would tell of rows that the client may not see.
+            steps.append(_step("token", None, "your token shows only some rows or columns, so the stream is not searched for you; ask whoever issued it"))
+            return answer
+        steps.append(_step("token", True, "you may subscribe to all of it"))
+        if not Pattern(f"{self._root}.>").overlaps(pattern):
+            steps.append(_step("stream", False, f"this gateway's stream carries {self._root}.>, and nothing of it belongs to {subject}"))
+            return answer
+        if pattern.tokens[2:3] == ("live",):
+            steps.append(_step("stream", None, "live subjects are ephemeral: who was not connected in that moment does not get them"))
+            return answer
+        try:
+            found = await self._in_stream(pattern, key, steps)
+            answer["event"] = None if found is None else found.told(self._gateway.hub.epoch)
+            if since:
+                self._against(since, found, steps)
+        except (Unavailable, broker.JetStreamError, nats.errors.Error) as error:
+            steps.append(_step("stream", False, f"the stream can't be asked at the moment: {error}"))
+        return answer
+
+    async def _in_stream(self, pattern: Pattern, key: str | None, steps: list[dict[str, Any]]) -> _Found | None:
+        last = await self._last(pattern)
+        if last is None:
+            fix = "it never got so far, or the stream's limits took it; on the source, ask: tocsin why TABLE KEY"
+            steps.append(_step("stream", False, f"the stream holds no event of {pattern.text}: {fix}"))
+            return None
+        told = f"the last event of {pattern.text} in the stream is {last.position(self._gateway.hub.epoch)} ({last.title})"
+        if key is None or last.key == key:
+            steps.append(_step("stream", True, told))
+            return last
+        found = next((each for each in reversed(await self._before(pattern, last.sequence)) if each.key == key), None)
+        if found is None:
+            fix = f"on the source, ask: tocsin why TABLE {key}"
+            steps.append(_step("stream", False, f"{told}; none of the {LOOKED_AT} messages up to it has the key {key}; {fix}"))
+        else:
+            place = found.position(self._gateway.hub.epoch)
+            steps.append(_step("stream", True, f"the last event with the key {key} in the stream is {place} ({found.title})"))
+        return found
+
+    async def _last(self, pattern: Pattern) -> _Found | None:
+        try:
+            answer = await broker.api(self._link.client, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": pattern.text})
+        except broker.JetStreamError as error:
+            if error.err_code == NO_MESSAGE:
+                return None
+            raise
+        message = answer["message"]
+        return _Found(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
+
+    async def _before(self, pattern: Pattern, last: int) -> list[_Found]:
+        """The pattern's events among the LOOKED_AT messages that end with `last`."""
+        found: list[_Found] = []
+        heard = asyncio.Event()
+
+        def deliver(event: StreamEvent, _: int) -> None:
+            found.append(_Found(event.sequence, event.subject, event.body))
+            heard.set()
+
+        consumer = Consumer(self._link.client, self._stream, (pattern,), deliver)
+        await consumer.open(max(1, last - LOOKED_AT + 1))
+        try:
+            await consumer.pull(LOOKED_AT, 8 << 20)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while consumer.sequence < last:
+                        heard.clear()
+                        await heard.wait()
+        finally:
+            await consumer.close()
+        return found
+
+    def _against(self, since: str, event: _Found | None, steps: list[dict[str, Any]]) -> None:
+        try:
+            asked = Position.parse(since)
+        except PositionError as error:
+            steps.append(_step("position", False, str(error)))
+            return
+        if asked.epoch != self._gateway.hub.epoch:
+            steps.append(_step("position", False, f"{since} is of another epoch: the stream was made anew, and a resume is answered with recovered: false"))
+        elif event is None:
+            steps.append(_step("position", None, "there is no event to compare it with"))
+        elif asked.sequence >= event.sequence:
+            steps.append(_step("position", False, f"{since} is not before it: who resumes there has had it, and it is not sent again"))
+        else:
+            steps.append(_step("position", True, f"{since} is before it: who resumes there gets it"))
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """A message of the stream, as far as the answer needs it."""
+
+    sequence: int
+    subject: str
+    body: bytes
+
+    @property
+    def event(self) -> dict[str, Any]:
+        try:
+            decoded = msgspec.json.decode(self.body)
+        except msgspec.MsgspecError:
+            return {}
+        return decoded if isinstance(decoded, dict) else {}
+
+    @property
+    def key(self) -> str | None:
+        return self.event.get("subject")
+
+    @property
+    def title(self) -> str:
+        return f"{self.event.get('type')}, {self.event.get('time')}"
+
+    def position(self, epoch: str) -> str:
+        return f"{epoch}-{self.sequence}"
+
+    def told(self, epoch: str) -> dict[str, Any]:
+        """What the answer says of it: no values."""
+        return {"subject": self.subject, "position": self.position(epoch), **{name: self.event.get(name) for name in ("id", "type", "time")}}
+
+
+def _step(name: str, ok: bool | None, text: str) -> dict[str, Any]:
+    return {"step": name, "ok": ok, "text": text}
+
+
+def why_route(why: Why) -> APIRouter:
+    router = APIRouter(tags=["events"])
+
+    @router.get("/why", summary="Why did I not get it? Subject, token, stream and position, step by step", response_class=Response)
+    async def explain(
+        request: Request,
+        subject: str = Query(description="Subject pattern", examples=["pg.shop.change.public.orders.*"]),
+        key: str | None = Query(None, description="A row's key, as the event's `subject` has it", examples=["42"]),
+        since: str | None = Query(None, description="The position that the client had"),
+    ) -> Response:
+        try:
+            return JSONResponse(await why.explain(request, subject, key, since), headers={"cache-control": "no-store"})
+        except ProtocolError as problem:
+            return refusal(problem)
+
+    return router
