@@ -16,9 +16,9 @@ import asyncpg
 from benchmarks.report import report
 from tests.support.pipeline import pipeline
 from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker, open_sides
-from tocsin_check.judgement import Sides
+from tocsin_check.checker import Checker
 from tocsin_check.replicate import replicate
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 
 COLUMNS = "id, a, b, at, amount, u, doc, f"

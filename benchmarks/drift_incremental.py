@@ -14,12 +14,12 @@ from benchmarks.report import report
 from tests.support.pipeline import pipeline
 from tocsin.settings import load_settings
 from tocsin_check.changes import Changes
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.feed import Feed, follow
 from tocsin_check.incremental import Incremental
-from tocsin_check.judgement import Sides
 from tocsin_check.pace import Pace
 from tocsin_check.replicate import replicate
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 
 CHANGED = 1_000

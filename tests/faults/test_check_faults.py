@@ -16,9 +16,10 @@ from tests.support.servers import FAST
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
 from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.replicate import replicate
 from tocsin_check.report import Status
+from tocsin_check.sides import open_sides
 from tocsin_check.table import Comparable
 
 

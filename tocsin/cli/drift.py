@@ -4,58 +4,57 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
+from tocsin.cli.drift_repair import Mending
+from tocsin.cli.drift_report import COLOURS, Repairs, Values, show, show_repairs
 from tocsin.errors import OperatorError
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
 from tocsin_check.audit import Outcome
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
-from tocsin_check.judgement import Sides
 from tocsin_check.pace import Pace
-from tocsin_check.report import EXIT_CODES, Report, Status, TableReport
+from tocsin_check.report import EXIT_CODES, Report, TableReport
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
-from tocsin_check.values import Pair, values
+from tocsin_check.values import values
 
-_COLOURS: dict[Status, str] = {
-    "in_sync": "green",
-    "drift": "bold red",
-    "lagging": "yellow",
-    "pending": "yellow",
-    "stale": "yellow",
-    "unauditable": "red",
-    "unknown": "red",
-}
 _AGAIN_AFTER: Final = 5.0
 _INTERRUPTED: Final = 130
 _KEPT: Final = timedelta(days=1)
-_SHOWN: Final = 60
-Values = dict[tuple[str, str], dict[str, Pair]]
-"""By the table's name and the row's key as JSON."""
 
 
 def command(
     tables: Annotated[
         list[str] | None, typer.Argument(metavar="[TABLE]…", help="Tables such as orders or sales.orders; none means all that are replicated.")
     ] = None,
+    *,
     once: Annotated[bool, typer.Option("--once/--watch", help="Audit once, or again and again until Ctrl-C.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, as GET /drift has it.")] = False,
     show_values: Annotated[bool, typer.Option("--show-values", help="Show what the columns that differ hold on both sides; hidden otherwise.")] = False,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Note here each table that is done, and leave those out that were within a day: to go on after Ctrl-C.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Equal means bit for bit: 1.0 and 1.00, or 0 and -0, differ. Otherwise it means what SQL calls equal.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Print SQL that makes the replica equal; the report goes to the standard error. Nothing is changed.")
+    ] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="With --repair: change the replica at once, each row only if it is still as it was proven.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="With --repair: write the SQL to this file, readable by you alone.")] = None,
+    max_load: Annotated[float, typer.Option(min=0.01, max=1, help="The share of one backend of the source that the audit may take.")] = 1.0,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="How many rows a second it may read at most.")] = None,
     database_url: Annotated[str | None, typer.Option(help="The source database; else TOCSIN_DATABASE_URL.")] = None,
     replica_url: Annotated[str | None, typer.Option(help="The replica database; else TOCSIN_REPLICA_URL.")] = None,
 ) -> None:
@@ -68,10 +67,18 @@ def command(
     Example: `tocsin drift orders --json`
 
     Example: `tocsin drift --state audit.json`, and the same again after an interruption
+
+    Example: `tocsin drift orders --repair > repair.sql`, or `tocsin drift orders --repair --apply`
     """
+    if (apply or output) and not repair:
+        raise OperatorError("--apply and --output go with --repair only", "tocsin drift --repair --apply", exit_code=2)
+    if repair and (not once or (apply and output)):
+        raise OperatorError("--repair is done once, either with --apply or as SQL", "tocsin drift --repair --output repair.sql", exit_code=2)
     settings = load_settings(database_url=database_url, replica_url=replica_url)
     configure_logging("warning", settings.log_format)
-    run = _Run(settings, tables or [], as_json=as_json, show_values=show_values, state=state)
+    mending = Mending(settings.require_replica_url(), apply=apply, output=output, to_stdout=not as_json) if repair else None
+    pace = Pace(share=max_load, rows_per_second=max_rows)
+    run = _Run(settings, tables or [], as_json=as_json, show_values=show_values, state=state, pace=pace, exact=exact, mending=mending)
     try:
         report = asyncio.run(run.run(once=once))
     except OperatorError as error:
@@ -98,14 +105,27 @@ class RowsPerSecond(ProgressColumn):
 
 
 class _Run:
-    def __init__(self, settings: Settings, names: list[str], *, as_json: bool, show_values: bool, state: Path | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        names: list[str],
+        *,
+        as_json: bool,
+        show_values: bool,
+        state: Path | None,
+        pace: Pace,
+        exact: bool,
+        mending: Mending | None,
+    ) -> None:
         self._urls = (settings.require_database_url(), settings.require_replica_url())
         self._names = names
         self._as_json = as_json
         self._show_values = show_values
         self._state = state
         # One run may take hours, and what it proved first is still the result of this run.
-        self._checker = Checker(*self._urls, pace=Pace(), publishing=False, every=_KEPT)
+        self._checker = Checker(*self._urls, pace=pace, publishing=False, every=_KEPT, exact=exact)
+        self._mending = mending
+        self._repairs: Repairs = {}
         self._done = Done(pair=[])
         self._left: list[str] = []
 
@@ -115,7 +135,11 @@ class _Run:
             while True:
                 shown = await self._pass(sides)
                 report = self._checker.report()
-                _print(report, shown, as_json=self._as_json)
+                if self._mending is not None:
+                    self._mending.finish()
+                    show_repairs(self._repairs, applied=self._mending.applies)
+                aside = self._mending is not None and self._mending.prints
+                show(report, shown, as_json=self._as_json, repairs=self._repairs if self._mending is not None else None, aside=aside)
                 if self._state is not None:
                     self._state.unlink(missing_ok=True)
                     self._done.tables.clear()
@@ -151,6 +175,8 @@ class _Run:
                     await self._audit_one(sides, table, bars)
                     if self._show_values:
                         shown |= await self._values(sides, table)
+                    if self._mending is not None and self._checker.ledger.drifted(name):
+                        self._repairs[name] = await self._mending.mend(sides, table, self._checker)
                     self._note(name)
                 self._left.remove(name)
                 bars.update(whole, advance=1, shown=f"{len(tables) - len(self._left)}/{len(tables)}")
@@ -216,48 +242,6 @@ class _Run:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         for table in self._checker.report().tables:
             if table.verified_at is not None:
-                console.print(f"{escape(table.table)} [{_COLOURS[table.status]}]{table.status}[/]")
+                console.print(f"{escape(table.table)} [{COLOURS[table.status]}]{table.status}[/]")
         how = f"go on with the same command: --state {self._state}" if self._state is not None else "with --state FILE it can go on where it was"
         console.print(f"interrupted, {len(self._left)} table{'s' * (len(self._left) != 1)} left; {how}")
-
-
-def _print(report: Report, shown: Values, *, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(_with_values(report, shown), indent=2, ensure_ascii=False) + "\n")
-        return
-    console = Console(highlight=False)
-    grid = Table("table", "status", "rows", "missing", "extra", "different", "verified up to", "reason", box=None, header_style="dim")
-    for t in report.tables:
-        counts = (f"{n:,}" if n else "" for n in (t.missing, t.extra, t.different))
-        rows = f"{t.rows:,}" if t.rows is not None else ""
-        grid.add_row(escape(t.table), f"[{_COLOURS[t.status]}]{t.status}[/]", rows, *counts, t.verified_lsn or "", escape(t.reason or ""))
-    console.print(grid)
-    for t in report.tables:
-        for row in t.sample:
-            columns = f" in {', '.join(row.columns)}" if row.columns else ""
-            console.print(f"  {escape(t.table)} {escape(str(row.key))} [red]{row.state}[/]{escape(columns)}", soft_wrap=True)
-            for name, (ours, theirs) in shown.get((t.table, json.dumps(row.key)), {}).items():
-                console.print(f"    {name}: source {_cut(ours)}, replica {_cut(theirs)}", soft_wrap=True, markup=False)
-    for finding in report.replication.findings:
-        colour = {"error": "red", "warning": "yellow", "info": "dim"}[finding.severity]
-        console.print(f"[{colour}]{finding.severity}[/] {escape(finding.message)}", soft_wrap=True)
-        console.print(f"   fix: {finding.fix}", soft_wrap=True, markup=False)
-    console.print(f"[{_COLOURS[report.status]}]{report.status}[/]", end="")
-    console.print(f", {report.lag_seconds:.3f} s behind" if report.lag_seconds is not None else "")
-
-
-def _with_values(report: Report, shown: Values) -> dict[str, Any]:
-    document = report.model_dump(mode="json")
-    for table in document["tables"]:
-        for row in table["sample"]:
-            pairs = shown.get((table["table"], json.dumps(row["key"])))
-            if pairs is not None:
-                row["values"] = {name: {"source": ours, "replica": theirs} for name, (ours, theirs) in pairs.items()}
-    return document
-
-
-def _cut(text: str | None) -> str:
-    """As a constant, so that NULL, an empty string and a trailing space can be told apart."""
-    if text is None:
-        return "NULL"
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")

@@ -16,9 +16,10 @@ from typing import Final
 import asyncpg
 
 from tocsin_check.fence import Mark
-from tocsin_check.judgement import BATCH, Sides, both, judge, version_of
+from tocsin_check.judgement import BATCH, both, judge, version_of
 from tocsin_check.pace import Pace
 from tocsin_check.reading import Reading
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import DRIFT, Case, Key, Seen, Verdict, Version
 

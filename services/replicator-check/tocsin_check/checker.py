@@ -15,7 +15,7 @@ import structlog
 
 from tocsin import postgres, retry
 from tocsin.errors import OperatorError, Unavailable
-from tocsin_check import inventory, report, sessions
+from tocsin_check import inventory, report
 from tocsin_check.asked import Asked, Audit
 from tocsin_check.audit import OnBlock, Outcome, TableAudit
 from tocsin_check.block_map import BlockMap, BlockReport
@@ -23,11 +23,11 @@ from tocsin_check.changes import Changes, Stream
 from tocsin_check.fence import Fence, Lagging
 from tocsin_check.findings import CounterWatch
 from tocsin_check.incremental import AuditOf, Incremental
-from tocsin_check.judgement import Sides
 from tocsin_check.ledger import Ledger
 from tocsin_check.pace import Pace
 from tocsin_check.pulse import Pulse
 from tocsin_check.report import Report
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable, Unauditable
 
 EVERY: Final = timedelta(seconds=10)
@@ -50,25 +50,6 @@ _ONE_TABLE: Final = (
 """What concerns one table and not the session: changed, dropped, locked or forbidden during its audit."""
 
 
-@contextlib.asynccontextmanager
-async def open_sides(source_url: str, replica_url: str) -> AsyncIterator[Sides]:
-    """Sessions of their own and a fence over them. Raises OperatorError, Unavailable."""
-    opened: list[asyncpg.Connection] = []
-    try:
-        opened.append(await sessions.open_reader(source_url, sessions.SOURCE_SETTING))
-        opened.append(await sessions.open_reader(replica_url, sessions.REPLICA_SETTING))
-        opened.append(await sessions.open_marker(source_url))
-        source, replica, marker = opened
-        fence = Fence(marker, source, replica)
-        try:
-            yield Sides(source, replica, fence)
-        finally:
-            await fence.forget()
-    finally:
-        for connection in opened:
-            await postgres.close(connection)
-
-
 class Checker:
     """`run_audits` and `run_pulse` belong into the service's TaskGroup; everything else reads or asks.
 
@@ -85,6 +66,7 @@ class Checker:
         on_audit: Callable[[str, Outcome], None] | None = None,
         publishing: bool = True,
         followed: tuple[Changes, Stream] | None = None,
+        exact: bool = False,
     ) -> None:
         self._source_url = source_url
         self._replica_url = replica_url
@@ -92,6 +74,7 @@ class Checker:
         self.pace = pace or Pace(share=SHARE)
         self._on_audit = on_audit or (lambda _table, _outcome: None)
         self._publishing = publishing
+        self._exact = exact
         self._asked = Asked()
         self._hashable: dict[str, bool] = {}
         self._replication = report.ReplicationReport()
@@ -208,7 +191,7 @@ class Checker:
 
     async def take_stock(self, sides: Sides) -> tuple[Comparable | Unauditable, ...]:
         """Read both catalogs; afterwards the report has the findings, and an entry for each replicated table."""
-        taken = await inventory.take(sides.source, sides.replica, self._hashable)
+        taken = await inventory.take(sides.source, sides.replica, self._hashable, exact=self._exact)
         self._trouble = None
         self._replication = report.replication_report(taken.facts, self._counters.look(taken.facts, time.monotonic()))
         self._tables = taken.tables
@@ -264,6 +247,17 @@ class Checker:
         finally:
             if not complete and self.incremental is not None:
                 self.incremental.full_failed(name)
+
+    async def audit_again(self, sides: Sides, table: Comparable, *, whole: bool) -> None:
+        """Look at the rows that had drifted once more, or at the whole table. Raises as audit_table."""
+        if whole:
+            await self.audit_table(sides, table)
+            return
+        name = str(table.name)
+        entry = self.ledger.get(name)
+        async with self._one_table(sides, name):
+            outcome = await self._audit_of(sides)(table, None).run_keys(entry.known() if entry is not None else [])
+            await self._tell(sides, table, self.ledger.judged(table, outcome, None))
 
     async def _audit_part(self, sides: Sides, table: Comparable, incremental: Incremental) -> None:
         """What changed, and a slice of what did not. Raises Lagging, and what ends the session."""

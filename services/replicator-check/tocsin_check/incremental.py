@@ -14,9 +14,9 @@ from tocsin.sql import load_queries
 from tocsin_check.audit import OnBlock, Outcome, TableAudit
 from tocsin_check.block_map import BlockMap
 from tocsin_check.changes import Changes, EventKey, Moment, Stream, key_of
-from tocsin_check.judgement import Sides
 from tocsin_check.ledger import Entry, Ledger
 from tocsin_check.report import Proof, now
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Key
 

@@ -28,8 +28,8 @@ class Inventory:
     native: bool
 
 
-async def take(source: asyncpg.Connection, replica: asyncpg.Connection, hashable: dict[str, bool]) -> Inventory:
-    """`hashable` remembers, from call to call, which types have a hash; sessions must be pinned (tocsin_check.sessions)."""
+async def take(source: asyncpg.Connection, replica: asyncpg.Connection, hashable: dict[str, bool], *, exact: bool = False) -> Inventory:
+    """`exact` compares bit for bit. `hashable` remembers, from call to call, which types have a hash; sessions must be pinned (tocsin_check.sessions)."""
     slots = {row["name"]: Slot(**dict(row)) for row in await source.fetch(_SQL["slots"])}
     subscriptions = await _subscriptions(replica, slots)
     names = sorted({publication for s in subscriptions for publication in s.publications})
@@ -51,7 +51,7 @@ async def take(source: asyncpg.Connection, replica: asyncpg.Connection, hashable
     )
     await _probe(source, replica, [*on_source.values(), *on_replica.values()], hashable)
     native = await _same_hashes(source, replica)
-    compared = [compare_table(table, facts, hashable, native=native) for table in tables if table.schema != "tocsin_check"]
+    compared = [compare_table(table, facts, hashable, native=native, exact=exact) for table in tables if table.schema != "tocsin_check"]
     return Inventory(facts, tuple(compared), native)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import asyncpg
 
-from tocsin_check.fence import Fence, Unsettled
+from tocsin_check.fence import Unsettled
 from tocsin_check.reading import Reading
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Case, Seen, Stage, Verdict, Version, at, same_values
 
@@ -19,15 +19,6 @@ Other = TypeVar("Other")
 
 BATCH: Final = 5_000
 """Keys judged together: they share each fence."""
-
-
-@dataclass(slots=True)
-class Sides:
-    """The two reading sessions, and the fence between them."""
-
-    source: asyncpg.Connection
-    replica: asyncpg.Connection
-    fence: Fence
 
 
 async def both(one: Awaitable[One], other: Awaitable[Other]) -> tuple[One, Other]:

@@ -91,6 +91,20 @@ class Ledger:
         entry.report = _report(entry, counts, rows)
         return _news(entry, *before)
 
+    def drifted(self, name: str) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and bool(entry.rows)
+
+    def keys(self, name: str) -> list[Key]:
+        """Of the drifted rows that are known by key."""
+        entry = self._entries.get(name)
+        return list(entry.rows) if entry is not None else []
+
+    def knows_all(self, name: str) -> bool:
+        """Whether every drifted row is known by its key."""
+        report = self._entries[name].report
+        return len(self._entries[name].rows) >= report.missing + report.extra + report.different
+
     def checked(self, name: str, at: datetime) -> None:
         """An audit of all or a part of it began then."""
         entry = self._entries.get(name)

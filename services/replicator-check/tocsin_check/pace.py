@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tocsin_check.fence import Lagging
-from tocsin_check.judgement import Sides
+from tocsin_check.sides import Sides
 
 _LOOK_EVERY: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0

@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 
 from tocsin_check.fence import Lagging
-from tocsin_check.judgement import Sides
+from tocsin_check.sides import Sides
 
 PULSE: Final = 1.0
 

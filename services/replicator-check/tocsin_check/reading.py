@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tocsin_check.names import quoted
 from tocsin_check.verdict import Key
 
 SEEDS: Final = (0, 6364136223846793005)
@@ -26,10 +27,11 @@ SELF_TEST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that is compared: its name, and the expression over `t` that goes into the hash."""
+    """A column that is compared: its name, the expression over `t` that goes into the hash, and its type on the replica, without modifier."""
 
     name: str
     expression: str
+    type: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,15 @@ class Reading:
         sql = f"SELECT {self._key_text()} AS k, {self._version()} FROM {self.relation} AS t{where}{' AND' if where else ' WHERE'} {chosen}"
         return sql, [*arguments, list(hashes)]
 
-    def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False) -> tuple[str, list[Any]]:
-        """The row versions of the keys: ord (from 1), as in listed_sql, and with `columns` one hash for each column."""
+    def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False, texts: bool = False) -> tuple[str, list[Any]]:
+        """The row versions of the keys: ord (from 1), as in listed_sql, with `columns` one hash for each column, with `texts` its value as text."""
         names = [f'"tocsin k{i}"' for i in range(1, len(self.key) + 1)]
         arrays = ", ".join(f"${i}::text[]" for i in range(1, len(self.key) + 1))
         wanted = f'unnest({arrays}) WITH ORDINALITY AS w({", ".join(names)}, "tocsin ord")'
         join = " AND ".join(f"{part.expression} = {part.value('w.' + name)}" for part, name in zip(self.key, names, strict=True))
         hashes = f", ARRAY[{', '.join(row_hash((c,), SEEDS[0], native=self.native) for c in self.columns)}] AS columns" if columns else ""
+        if texts:
+            hashes += f", ARRAY[{', '.join(f'(t.{quoted(c.name)})::text' for c in self.columns)}]::text[] AS texts"
         filtered = f" AND ({self.condition})" if self.condition else ""
         sql = f'SELECT w."tocsin ord" AS ord, {self._version()}{hashes} FROM {wanted} JOIN {self.relation} AS t ON {join}{filtered}'
         return sql, [list(values) for values in zip(*keys, strict=True)]

@@ -12,7 +12,7 @@ SOURCE_SETTING: Final = "TOCSIN_DATABASE_URL"
 REPLICA_SETTING: Final = "TOCSIN_REPLICA_URL"
 
 # The search path makes format_type and regclass write every name that is not PostgreSQL's own with its schema.
-_PINNED: Final = """
+PINNED: Final = """
 SET search_path = pg_catalog;
 SET TimeZone = 'UTC';
 SET DateStyle = 'ISO, YMD';
@@ -38,21 +38,29 @@ _MARKING: Final = """
 SET synchronous_commit = local;
 SET statement_timeout = '10s';
 """
+_REPAIRING: Final = """
+SET statement_timeout = '60s';
+"""
 
 
 async def open_reader(url: str, setting: str) -> asyncpg.Connection:
     """A read-only session with statement and lock time-outs. Raises OperatorError, Unavailable."""
-    return await _open(url, setting, "tocsin check", _PINNED + _READING)
+    return await _open(url, setting, "tocsin check", PINNED + _READING)
 
 
 async def open_marker(url: str) -> asyncpg.Connection:
     """The one session that writes on the source: the marker row, nothing else. Raises OperatorError, Unavailable."""
-    return await _open(url, SOURCE_SETTING, "tocsin check marker", _PINNED + _MARKING)
+    return await _open(url, SOURCE_SETTING, "tocsin check marker", PINNED + _MARKING)
 
 
 async def open_builder(url: str, setting: str) -> asyncpg.Connection:
     """A session that sets replication up. Raises OperatorError, Unavailable."""
-    return await _open(url, setting, "tocsin replicate", _PINNED)
+    return await _open(url, setting, "tocsin replicate", PINNED)
+
+
+async def open_repairer(url: str) -> asyncpg.Connection:
+    """A session that writes on the replica. Raises OperatorError, Unavailable."""
+    return await _open(url, REPLICA_SETTING, "tocsin repair", PINNED + _REPAIRING)
 
 
 async def _open(url: str, setting: str, application: str, settings: str) -> asyncpg.Connection:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from tocsin_check.coverage import Facts, TableFacts
 
 _INTEGERS: Final = frozenset({"smallint", "integer", "bigint"})
+_IDENTICAL: Final = _INTEGERS | {
+    *("text", "character varying", "boolean", "uuid", "bytea", "date", "oid"),
+    *("timestamp without time zone", "timestamp with time zone", "time without time zone"),
+}
+"""Of these, equal values are the same bits; of others only the text tells, such as 1.0 and 1.00, or 0 and -0."""
 _TEXTS: Final = frozenset({"text", "character varying"})
 _BYTEWISE: Final = ' COLLATE pg_catalog."C"'
 
@@ -54,8 +59,8 @@ class Unauditable:
     pending: bool = False
 
 
-def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], *, native: bool) -> Comparable | Unauditable:
-    """Decides by the facts; `hashable` says of each base type whether PostgreSQL can hash it."""
+def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], *, native: bool, exact: bool = False) -> Comparable | Unauditable:
+    """Decides by the facts; `hashable` says of each base type whether PostgreSQL can hash it. `exact` tells apart what SQL calls equal."""
     obstacle = _obstacle(table, facts)
     if obstacle is not None:
         return obstacle
@@ -64,7 +69,7 @@ def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], 
     if absent := [name for name in names if name not in replica.columns]:
         return Unauditable(table, f"the replica's table lacks the column {', '.join(absent)}; ALTER TABLE {table.sql} ADD COLUMN … there")
     pairs = [(source.columns[name], replica.columns[name]) for name in names]
-    columns = tuple(_column(ours, theirs, hashable, native=native) for ours, theirs in pairs)
+    columns = tuple(_column(ours, theirs, hashable, native=native and not (exact and ours.base not in _IDENTICAL)) for ours, theirs in pairs)
     key = source.key if source.key and set(source.key) <= set(names) else ()
     condition = facts.row_filter(table)
     if key:
@@ -127,8 +132,8 @@ def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bo
     expression = f"t.{quoted(source.name)}"
     plain = native and source.native and replica.native and source.type == replica.type and hashable.get(source.base, False)
     if not plain:
-        return Column(source.name, f"{expression}::text{_BYTEWISE}")
-    return Column(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression)
+        return Column(source.name, f"{expression}::text{_BYTEWISE}", replica.type)
+    return Column(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression, replica.type)
 
 
 def _key_parts(source: ColumnFacts, replica: ColumnFacts) -> tuple[KeyPart, KeyPart]:

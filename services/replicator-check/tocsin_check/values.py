@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tocsin_check.judgement import Sides
 from tocsin_check.names import quoted
 from tocsin_check.reading import Reading
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Key
 

@@ -8,11 +8,12 @@ import pytest
 import pytest_asyncio
 
 from tests.support import servers
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.ledger import Ledger
 from tocsin_check.pace import Pace
 from tocsin_check.replicate import replicate
 from tocsin_check.report import TableReport
+from tocsin_check.sides import open_sides
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from tests.support import servers
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
 from tocsin_check import inventory, sessions
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.coverage import Facts
 from tocsin_check.findings import CounterWatch, Finding, findings
 from tocsin_check.replicate import replicate
+from tocsin_check.sides import open_sides
 from tocsin_check.unreplicate import unreplicate
 
 HARMLESS = "suppress_redundant_updates_trigger"

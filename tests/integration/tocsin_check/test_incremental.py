@@ -17,11 +17,11 @@ from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check import incremental
 from tocsin_check.changes import Changes
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.feed import Feed, follow
-from tocsin_check.judgement import Sides
 from tocsin_check.pace import Pace
 from tocsin_check.report import Proof, TableReport
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 
 Setup = Callable[..., Awaitable[None]]

@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from tocsin_check.audit import DRIFT, Outcome, TableAudit
-from tocsin_check.checker import Checker, open_sides
+from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
-from tocsin_check.judgement import Sides
+from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Verdict
 

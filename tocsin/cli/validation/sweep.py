@@ -11,9 +11,9 @@ import asyncpg
 from tocsin import postgres
 from tocsin.cli.validation.trial import NAME, Trial
 from tocsin.errors import OperatorError, Unavailable
-from tocsin_check.checker import open_sides
 from tocsin_check.fence import Lagging
 from tocsin_check.replicate import NAME as REPLICATION
+from tocsin_check.sides import open_sides
 from tocsin_check.unreplicate import unreplicate
 from tocsin_listener.watch import unwatch
 

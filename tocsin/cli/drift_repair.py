@@ -1,0 +1,76 @@
+"""`tocsin drift --repair`: what it writes where."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from tocsin import postgres
+from tocsin_check import repair, sessions
+from tocsin_check.checker import PATIENCE, Checker
+from tocsin_check.repair import Repair
+from tocsin_check.sides import Sides
+from tocsin_check.table import Comparable
+
+_ROUNDS: Final = 100
+_HEAD: Final = """-- By tocsin drift --repair. Run it on the replica, soon: psql -v ON_ERROR_STOP=1 -f FILE
+-- Each statement does nothing where the replica holds another value than the one that was seen. Afterwards: tocsin drift
+"""
+
+
+class Mending:
+    """SQL to the standard output, to a file, or to the replica. `prints` says that the standard output is taken."""
+
+    def __init__(self, replica_url: str, *, apply: bool, output: Path | None, to_stdout: bool) -> None:
+        self._replica_url = replica_url
+        self._output = output
+        self.applies = apply
+        self.prints = not apply and output is None and to_stdout
+        self._script: list[str] = []
+
+    async def mend(self, sides: Sides, table: Comparable, checker: Checker) -> list[Repair]:
+        """One table whose drift stands in the checker's ledger. Raises Lagging, OperatorError."""
+        if not table.source.unique:
+            rows = checker.ledger.keys(str(table.name))
+            return [Repair(key, "drift", "", "the table has no key, so no statement can name the row; copy it anew") for key in rows[:1]]
+        return await (self._apply(sides, table, checker) if self.applies else self._write(sides, table, checker))
+
+    async def _write(self, sides: Sides, table: Comparable, checker: Checker) -> list[Repair]:
+        done = []
+        async for batch in repair.statements(sides, table, checker.ledger.keys(str(table.name)), patience=PATIENCE):
+            done += batch
+        if done:
+            self._script.append(f"-- {table.name!s}\n".replace("\r", " "))
+            self._script += [f"{each.statement}\n" for each in done]
+        return done
+
+    async def _apply(self, sides: Sides, table: Comparable, checker: Checker) -> list[Repair]:
+        """Again and again where more rows drift than are known by key, as long as it helps."""
+        name, done = str(table.name), []
+        writer = await sessions.open_repairer(self._replica_url)
+        try:
+            for _ in range(_ROUNDS):
+                written = []
+                async for batch in repair.apply(sides, table, checker.ledger.keys(name), writer, patience=PATIENCE):
+                    written += batch
+                done += written
+                whole = checker.ledger.knows_all(name)
+                await checker.audit_again(sides, table, whole=not whole)
+                if whole or all(each.left for each in written):
+                    break
+        finally:
+            await postgres.close(writer)
+        return done
+
+    def finish(self) -> None:
+        """Write the script, where there is one."""
+        if self.applies:
+            return
+        text = _HEAD + (repair.preamble(sessions.PINNED) + "".join(self._script) + "COMMIT;\n" if self._script else "-- nothing to repair\n")
+        if self._output is not None:
+            self._output.touch(mode=0o600)
+            self._output.write_text(text, encoding="utf-8")
+        elif self.prints:
+            sys.stdout.write(text)
+        self._script.clear()
