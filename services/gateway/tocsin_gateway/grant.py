@@ -14,12 +14,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from tocsin.subject import Pattern, SubjectError
 from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.visibility import Visibility, VisibilityError
 
 MAX_PATTERNS: Final = 256
 
@@ -37,6 +38,7 @@ class Grant:
     denied: tuple[Pattern, ...] = ()
     publish: tuple[Pattern, ...] = ()
     presence: tuple[Pattern, ...] = ()
+    visibility: Visibility = field(default_factory=Visibility)
     user: str | None = None
     token_id: str | None = None
     issued: float = 0.0
@@ -70,9 +72,6 @@ def _within(subject: Pattern, allowed: Iterable[Pattern]) -> bool:
 
 def grant_of(claims: Mapping[str, Any], everything: Pattern, live: Pattern) -> Grant:
     """The grant of verified claims, cut to `everything`; what may be published, to `live`. Raises ClaimError."""
-    for name in ("rows", "hidden"):
-        if name in claims:
-            raise ClaimError(f"the token's claim `{name}` is not understood by this gateway")
     try:
         grant = Grant(
             allowed=_patterns(claims, "subscribe", everything, needed=True),
@@ -80,11 +79,14 @@ def grant_of(claims: Mapping[str, Any], everything: Pattern, live: Pattern) -> G
             denied=_patterns(claims, "deny"),
             publish=_patterns(claims, "publish", live),
             presence=(everything,) if claims.get("presence") is True else _patterns(claims, "presence", everything),
+            visibility=Visibility.from_claims(claims.get("rows", {}), claims.get("hidden", {})),
             user=_text(claims, "sub"),
             token_id=_text(claims, "jti"),
             issued=float(claims.get("iat", 0.0)),
         )
         grant.expires_text  # noqa: B018  # raises for a time that no calendar has
+    except VisibilityError as error:
+        raise ClaimError(str(error)) from None
     except (ValueError, OverflowError, TypeError, OSError) as error:
         raise error if isinstance(error, ClaimError) else ClaimError(f"a time in the token is not one: {type(error).__name__}") from None
     return grant
