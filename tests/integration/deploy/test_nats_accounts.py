@@ -70,12 +70,19 @@ async def test_each_service_works_with_its_own_rights_and_no_user_can_do_more() 
         # A replay needs a consumer of its own.
         async with oracle.socket_client(running.socket_url, "pg.shop.change.public.orders.>", since="start") as (seen, arrived):
             await oracle.until_count(seen, arrived, 500)
+        await _until_logged(running, "check", "events are followed")
         for service in ("listener", "gateway", "check"):
             log = (running.folder / f"{service}.log").read_text().lower()
             assert "permissions violation" not in log, log
         await _reader_reads_its_table_alone(running)
         await _nobody_writes_what_only_the_listener_may(running)
         await source.close()
+
+
+async def _until_logged(running: Pipeline, service: str, words: str) -> None:
+    async with asyncio.timeout(20):
+        while words not in (running.folder / f"{service}.log").read_text():
+            await asyncio.sleep(0.1)
 
 
 async def _reader_reads_its_table_alone(running: Pipeline) -> None:
