@@ -19,9 +19,11 @@ from tocsin_check.app import make_app
 from tocsin_check.changes import Changes
 from tocsin_check.checker import Checker
 from tocsin_check.feed import Feed, follow
+from tocsin_check.findings import RETAINED_WARNING
 from tocsin_check.guard import guard
 from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
+from tocsin_check.pace import MOST_ACTIVE, MOST_LAG, Pace
 from tocsin_check.report import summary
 
 
@@ -39,7 +41,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     metrics = Metrics(CollectorRegistry())
     changes = Changes()
     feed = Feed(changes, stream=settings.stream_name, prefix=settings.subject_prefix, source=settings.source_name)
-    checker = Checker(source_url, replica_url, on_audit=metrics.observe, followed=(changes, feed))
+    checker = Checker(source_url, replica_url, on_audit=metrics.observe, followed=(changes, feed), pace=_pace(settings), exact=settings.check_exact)
     metrics.registry.register(ReportCollector(checker))
 
     def readiness() -> Readiness:
@@ -53,6 +55,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         await service.serve_http(app, sock, stop)
         for task in working:
             task.cancel()
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(settings.check_max_load, settings.check_max_rows, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING)
 
 
 async def _announce(settings: Settings, checker: Checker) -> None:

@@ -10,6 +10,9 @@ from typing import Final
 from tocsin_check.fence import Lagging
 from tocsin_check.sides import Sides
 
+MOST_ACTIVE: Final = 25
+"""Backends at work on the source, and below, seconds of lag: where the service pauses."""
+MOST_LAG: Final = 1.0
 _LOOK_EVERY: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds that one block waits at most, so that an audit of a source that is always busy comes to its end, too."""

@@ -1,0 +1,56 @@
+"""How long an audit rests: by the share of a backend and by rows a second."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tocsin_check import pace
+from tocsin_check.pace import Pace
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(pace.asyncio, "sleep", sleep)
+    return pauses
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "rows", "expected"),
+    [
+        (Pace(), 0.4, 1000, []),
+        (Pace(share=0.25), 0.4, 1000, [1.2]),
+        (Pace(rows_per_second=1000), 0.4, 1000, [0.6]),
+        (Pace(rows_per_second=1000), 2.0, 1000, []),
+        (Pace(share=0.5, rows_per_second=1000), 0.4, 1000, [0.6]),
+        (Pace(share=0.1, rows_per_second=1000), 0.4, 1000, [3.6]),
+    ],
+)
+async def test_the_longer_of_both_rests_is_taken(kind: Pace, seconds: float, rows: int, expected: list[float], slept: list[float]) -> None:
+    await kind.rest(seconds, rows)
+    assert slept == pytest.approx(expected)
+
+
+async def test_a_worry_holds_a_block_back_until_it_is_gone_and_for_a_minute_at_most(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    worries: list[str | None] = ["busy", "busy", None]
+
+    class Worried(Pace):
+        async def _worry(self, sides: Any) -> str | None:
+            return worries.pop(0) if worries else "busy for ever"
+
+    kind = Worried(looked=-10)
+    await kind.clear(None)  # type: ignore[arg-type]
+    assert len(slept) == 2
+    assert kind.waiting is None
+    kind.looked = -10
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    await kind.clear(None)  # type: ignore[arg-type]
+    assert 2 < len(slept) < 12
