@@ -95,10 +95,10 @@ class Connection:
         except ProtocolError as problem:
             self._refuse(problem, outbox)
             return
-        since = self._socket.query_params.get("since", "now")
-        for number, subject in enumerate(self._socket.query_params.getlist("subject")):
+        query = self._socket.query_params
+        for number, subject in enumerate(query.getlist("subject")):
             try:
-                session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
+                session.handle(protocol.from_query(str(number), subject, query.get("since", "now"), query.get("where"), query.getlist("select")))
             except ProtocolError as problem:
                 self._tell(problem, outbox)
                 if problem.code == "unauthenticated":

@@ -6,6 +6,7 @@ code and message go back to it; the connection survives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from enum import IntEnum
@@ -116,6 +117,24 @@ def checked_select(request: Subscribe) -> frozenset[str] | None:
     if request.select is not None and not 0 < len(request.select) <= MAX_SELECT:
         raise ProtocolError("bad-message", f"select names {len(request.select)} columns; 1 to {MAX_SELECT} are allowed, and without it all come", request.id)
     return None if request.select is None else frozenset(request.select)
+
+
+def from_query(id: str, subject: str, since: str, where: str | None, select: Sequence[str]) -> Subscribe:  # noqa: A002  # the field's name
+    """A subscription that stands in an address: `where` as JSON, `select` with commas between the columns, or as JSON. Raises ProtocolError."""
+    columns: list[str] = []
+    for text in select:
+        columns += _from_json("select", text, list[str], id) if text.startswith("[") else text.split(",")
+    conditions = None if where is None else _from_json("where", where, Any, id)
+    return Subscribe(id, subject, since, conditions, columns if select else None)
+
+
+def _from_json(name: Literal["where", "select"], text: str, kind: Any, id: str) -> Any:  # noqa: A002  # the field's name
+    try:
+        return msgspec.json.Decoder(kind, float_hook=Decimal).decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError) as error:
+        example = {"where": '{"customer": {"eq": 42}}', "select": '["id", "status"]'}[name]
+        code: Code = "bad-where" if name == "where" else "bad-message"
+        raise ProtocolError(code, f"{name} is not JSON such as {example}: {error}", id) from None
 
 
 def checked_since(request: Subscribe) -> Since:

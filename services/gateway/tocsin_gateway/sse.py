@@ -114,7 +114,7 @@ class EventStream(Response):
         since = request.headers.get("last-event-id") or request.query_params.get("since", "now")
         outbox.may_resume = len(subjects) == 1
         for number, subject in enumerate(subjects):
-            session.handle(protocol.Subscribe(id=str(number), subject=subject, since=since))
+            session.handle(protocol.from_query(str(number), subject, since, request.query_params.get("where"), request.query_params.getlist("select")))
         return None if session.grant is None else seconds_left(session.grant)
 
     async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:
