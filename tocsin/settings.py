@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = Field(None, description="The issuer that a token must name")
     allowed_origins: Names = Field((), description="Origins whose pages may connect, separated by commas; the gateway's own is always allowed")
     insecure: bool = Field(False, description="1 serves without tokens on an address other than loopback")
+    otlp_url: str | None = Field(None, description="OpenTelemetry collector that takes traces (OTLP over HTTP), such as http://127.0.0.1:4318; default: none")
+    trace_sample: float = Field(0.01, ge=0, le=1, description="Share of batches whose first event is traced; an application's own sampled trace always is")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal, else json")
 

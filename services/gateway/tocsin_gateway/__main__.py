@@ -15,6 +15,7 @@ from tocsin.certificate import certificate
 from tocsin.service import bind, configure_logging, run_service, serve_http
 from tocsin.settings import Settings, load_settings
 from tocsin.subject import encode_token
+from tocsin.tracing import Exporter
 from tocsin_gateway.access import Access, check_exposure
 from tocsin_gateway.app import STATIC, create_app
 from tocsin_gateway.catalogue import Catalogue
@@ -22,6 +23,7 @@ from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import Limits
 from tocsin_gateway.server import FrameProtocol, with_deadline
 from tocsin_gateway.state import State, state_route
+from tocsin_gateway.tracing import Tracing
 from tocsin_gateway.why import Why, why_route
 
 log = structlog.get_logger("tocsin.gateway")
@@ -48,6 +50,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                 replicas=settings.stream_replicas,
             )
             async with asyncio.TaskGroup() as group:
+                exporting = group.create_task(_traced(gateway, settings.otlp_url)) if settings.otlp_url is not None else None
                 running = group.create_task(gateway.run())
                 announcing = group.create_task(_announce(link, gateway, settings.source_name))
                 renewing = group.create_task(tls.keep_fresh()) if tls is not None else None
@@ -75,6 +78,8 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                 )
                 if renewing is not None:
                     renewing.cancel()
+                if exporting is not None:
+                    exporting.cancel()
                 running.cancel()
                 announcing.cancel()
                 ending.cancel()
@@ -88,6 +93,12 @@ def _app(settings: Settings, gateway: Gateway, link: broker.Link) -> FastAPI:
     state = State(gateway, link, stream, prefix, source)
     why = Why(gateway, link, stream, f"{prefix}.{encode_token(source)}")
     return create_app(gateway, catalogue=catalogue, routers=(state_route(gateway, state), why_route(why)))
+
+
+async def _traced(gateway: Gateway, url: str) -> None:
+    exporter = Exporter(url, "tocsin-gateway")
+    gateway.hub.on_traced = Tracing(exporter).deliver
+    await exporter.run()
 
 
 async def _announce(link: broker.Link, gateway: Gateway, source: str) -> None:

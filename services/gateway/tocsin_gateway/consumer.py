@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +22,7 @@ from tocsin import broker
 from tocsin.errors import Unavailable
 from tocsin.event import COPY, EPOCH, MSG_ID
 from tocsin.subject import Pattern
+from tocsin.tracing import TRACEPARENT
 from tocsin_gateway.frames import StreamEvent
 
 _SECOND: Final = 1_000_000_000
@@ -28,6 +30,10 @@ IDLE_SECONDS: Final = 10
 
 Deliver = Callable[[StreamEvent, int], None]
 """Called with an event and the number of messages that JetStream still has for this consumer."""
+
+
+OnTraced = Callable[[str, StreamEvent, Callable[[], None]], None]
+"""Called in place of Deliver for a message of a trace: with its `traceparent`, the event, and what delivers it."""
 
 
 class ConsumerLost(Exception):  # noqa: N818  # an event in a consumer's life rather than a fault of ours
@@ -54,6 +60,7 @@ class Consumer:
         self.foreign = 0
         self.lost: Exception | None = None
         self.on_status: Callable[[str], None] | None = None
+        self.on_traced: OnTraced | None = None
         self._heard_at = time.monotonic()
 
     def silence(self) -> float:
@@ -151,7 +158,11 @@ class Consumer:
             # Somebody other than the listener wrote into the stream; its bytes need not even be JSON.
             self.foreign += 1
         else:
-            self._deliver(StreamEvent(epoch, sequence, message.subject, message.data, headers.get(MSG_ID, ""), copy=COPY in headers), pending)
+            event = StreamEvent(epoch, sequence, message.subject, message.data, headers.get(MSG_ID, ""), copy=COPY in headers)
+            if self.on_traced is not None and (traced := headers.get(TRACEPARENT)) is not None:
+                self.on_traced(traced, event, partial(self._deliver, event, pending))
+            else:
+                self._deliver(event, pending)
         self._tell("event")
 
     def _on_status_message(self, message: Msg) -> None:

@@ -22,7 +22,7 @@ from tocsin.errors import Unavailable
 from tocsin.position import Position
 from tocsin.subject import Pattern, cover
 from tocsin_gateway.channels import Channels, Member
-from tocsin_gateway.consumer import Consumer, ConsumerLost
+from tocsin_gateway.consumer import Consumer, ConsumerLost, OnTraced
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.metrics import Metrics
 
@@ -66,6 +66,7 @@ class Hub:
         self.answers = False
         self.head = 0
         self.epoch = ""
+        self.on_traced: OnTraced | None = None
 
     @property
     def position(self) -> Position:
@@ -250,6 +251,7 @@ class Hub:
             consumer = Consumer(self._link.client, self._stream, wanted, self._deliver)
             await consumer.open(self.head)
             consumer.on_status = self._on_consumer
+            consumer.on_traced = self.on_traced
             self._consumer = consumer
             await self._pull()
 

@@ -9,12 +9,14 @@ from tocsin import broker
 from tocsin.errors import TocsinError
 from tocsin.service import bind, configure_logging, run_service, serve_http, show_error
 from tocsin.settings import Settings, load_settings
+from tocsin.tracing import Exporter
 from tocsin_listener.alteration import follow_shapes
 from tocsin_listener.health import listener_app, status, summary
 from tocsin_listener.measuring import measure
 from tocsin_listener.meters import Meters
 from tocsin_listener.session import Config, Listener
 from tocsin_listener.stream import Limits
+from tocsin_listener.tracing import Tracing
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -41,7 +43,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 async def _work(config: Config, settings: Settings, meters: Meters) -> None:
     async with broker.connect(settings.nats_servers, name=f"tocsin listener {config.source}", login=settings.nats_login) as link, asyncio.TaskGroup() as group:
-        listener = Listener(config, link, meters)
+        exporter = Exporter(settings.otlp_url, "tocsin-listener") if settings.otlp_url is not None else None
+        if exporter is not None:
+            group.create_task(exporter.run())
+        listener = Listener(config, link, meters, Tracing(exporter, settings.trace_sample) if exporter is not None else None)
         group.create_task(listener.run())
         group.create_task(measure(config.database_url, meters))
         group.create_task(follow_shapes(config.database_url))

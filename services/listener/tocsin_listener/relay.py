@@ -24,6 +24,7 @@ from tocsin_listener.message import Address, Message, Numbering
 from tocsin_listener.meters import Meters
 from tocsin_listener.progress import Cursor, Progress
 from tocsin_listener.publisher import LARGEST_BATCH, MESSAGE_TOO_LARGE, WRONG_LAST_SEQUENCE, Publisher, Refused
+from tocsin_listener.tracing import Tracing
 
 IN_FLIGHT: Final = 8
 """Chunks sent and not yet acknowledged. Each says which sequence it must follow, so that none can overtake."""
@@ -63,6 +64,7 @@ class Relay:
         quarantined: set[tuple[int, bool]],
         cursor: Cursor,
         meters: Meters,
+        tracing: Tracing | None = None,
     ) -> None:
         self._lead = lead
         self._progress = progress
@@ -71,6 +73,7 @@ class Relay:
         self._address = address
         self._quarantined = quarantined
         self._meters = meters
+        self._tracing = tracing
         self.cursor = cursor
 
     async def finish(self, published: int) -> None:
@@ -132,6 +135,8 @@ class Relay:
 
     async def _send_page(self, rows: Sequence[Row], numbering: Numbering, convoy: _Convoy) -> None:
         messages = list(numbering.messages(rows, time.monotonic()))
+        if self._tracing is not None:
+            self._tracing.mark(messages)
         skipped = min(convoy.skip, len(messages))
         convoy.skip -= skipped
         for chunk in _chunks(messages[skipped:]):
@@ -160,6 +165,8 @@ class Relay:
                 log.warning("the stream's end is not where it was expected; reading it back", error=str(error))
             raise
         self._meters.sent(flight.messages)
+        if self._tracing is not None:
+            self._tracing.acknowledged(flight.messages)
 
     async def _set_aside(self, message: Message, reason: str) -> None:
         """Committed before anything later is published; the batch is then read again without it."""

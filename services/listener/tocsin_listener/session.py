@@ -32,6 +32,7 @@ from tocsin_listener.publisher import Refused, publisher
 from tocsin_listener.relay import Relay
 from tocsin_listener.resume import Plan, plan
 from tocsin_listener.stream import Limits
+from tocsin_listener.tracing import Tracing
 from tocsin_listener.upkeep import retain, sing
 
 STANDBY_PAUSE: Final = 0.5
@@ -72,8 +73,9 @@ class Reading:
 class Listener:
     """`run` never ends by itself; what happens is seen in `meters`."""
 
-    def __init__(self, config: Config, link: Link, meters: Meters) -> None:
+    def __init__(self, config: Config, link: Link, meters: Meters, tracing: Tracing | None = None) -> None:
         self._config = config
+        self._tracing = tracing
         self._link = link
         self.meters = meters
 
@@ -165,6 +167,7 @@ class Listener:
                     quarantined=await progress.quarantined(),
                     cursor=resumed.cursor,
                     meters=self.meters,
+                    tracing=self._tracing,
                 )
                 await relay.finish(resumed.published)
                 if resumed.new_epoch is not None:
