@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import asyncpg
+import pytest
 from nats.aio.client import Client
 
 from tests.faults.test_listener_crashes import STREAM, assert_exactly_once, events_in, journal_grown, running_listener, writers
@@ -78,6 +79,7 @@ async def test_a_stream_that_somebody_made_refuse_new_messages_is_set_right() ->
         await client.close()
 
 
+@pytest.mark.slow
 async def test_a_restart_after_the_window_of_duplicates_repeats_nothing() -> None:
     """F2: killed within a batch, and NATS has forgotten every Nats-Msg-Id by the time of the restart: the stream's end decides."""
     async with running_listener() as (running, source):
@@ -129,6 +131,7 @@ async def test_notifies_reach_the_journal_while_nats_is_away() -> None:
         await client.close()
 
 
+@pytest.mark.slow
 async def test_the_session_that_listens_never_stays_in_a_transaction() -> None:
     """F16: a session that LISTENs and sits in a transaction holds up the NOTIFY queue of the whole cluster; large batches are read elsewhere."""
     async with running_listener() as (running, source):

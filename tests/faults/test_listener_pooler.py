@@ -81,6 +81,7 @@ async def found_out_while_busy(url: str) -> None:
         stop.set()
 
 
+@pytest.mark.slow
 async def test_a_pool_of_sessions_serves_everything() -> None:
     """Session mode keeps LISTEN and locks: install, watch and the listener work through it."""
     async with running_listener(start=False) as (running, source), pgbouncer(running.folder, running.source_url, mode="session", size=20) as url:

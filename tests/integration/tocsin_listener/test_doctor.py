@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -77,25 +77,25 @@ async def by_sql(connection: asyncpg.Connection, fix: str) -> None:
     await connection.execute(fix)
 
 
-@pytest.mark.parametrize(
-    ("fault", "words", "mend"),
-    [
-        ("DROP TRIGGER tocsin_1_update ON t1", ["no trigger for update on t1"], by_install),
-        ("DROP TRIGGER tocsin_1_delete ON t", ["no trigger for delete on t"], by_install),
-        ("ALTER TABLE t1 DISABLE TRIGGER tocsin_1_insert", ["don't fire: insert"], by_sql),
-        ("ALTER TABLE t1 ENABLE REPLICA TRIGGER tocsin_1_begin", ["don't fire: begin"], by_sql),
-        ("DROP EVENT TRIGGER tocsin_ddl", ["event trigger tocsin_ddl is missing"], by_install),
-        ("ALTER EVENT TRIGGER tocsin_drop DISABLE", ["event trigger tocsin_drop is disabled"], by_sql),
-        ("REVOKE USAGE ON SEQUENCE tocsin.seq FROM PUBLIC", ["writers may not draw"], by_sql),
-        ("REVOKE USAGE ON SCHEMA tocsin FROM PUBLIC", ["writers may not draw"], by_sql),
-    ],
+MISSING = (
+    ("DROP TRIGGER tocsin_1_update ON t1", ["no trigger for update on t1"], by_install),
+    ("DROP TRIGGER tocsin_1_delete ON t", ["no trigger for delete on t"], by_install),
+    ("ALTER TABLE t1 DISABLE TRIGGER tocsin_1_insert", ["don't fire: insert"], by_sql),
+    ("ALTER TABLE t1 ENABLE REPLICA TRIGGER tocsin_1_begin", ["don't fire: begin"], by_sql),
+    ("DROP EVENT TRIGGER tocsin_ddl", ["event trigger tocsin_ddl is missing"], by_install),
+    ("ALTER EVENT TRIGGER tocsin_drop DISABLE", ["event trigger tocsin_drop is disabled"], by_sql),
+    ("REVOKE USAGE ON SEQUENCE tocsin.seq FROM PUBLIC", ["writers may not draw"], by_sql),
+    ("REVOKE USAGE ON SCHEMA tocsin FROM PUBLIC", ["writers may not draw"], by_sql),
 )
-async def test_what_is_missing_in_capture(watched: asyncpg.Connection, fault: str, words: list[str], mend: Callable[..., AsyncIterator[None]]) -> None:
-    await watched.execute(fault)
-    found = await only(capture.examine(watched), *words)
-    assert found.fix is not None
-    await mend(watched, found.fix)  # type: ignore[misc]
-    assert await wrong(capture.examine(watched)) == []
+
+
+async def test_what_is_missing_in_capture(watched: asyncpg.Connection) -> None:
+    for fault, words, mend in MISSING:
+        await watched.execute(fault)
+        found = await only(capture.examine(watched), *words)
+        assert found.fix is not None
+        await mend(watched, found.fix)
+        assert await wrong(capture.examine(watched)) == [], fault
 
 
 async def test_what_changed_behind_the_event_triggers_back(watched: asyncpg.Connection) -> None:

@@ -93,27 +93,27 @@ async def test_what_nats_refused_is_named_with_its_sequence(start: Start, asking
         assert str((await asking.last("t", "7")).fix).endswith(f"tocsin retry {seq}")
 
 
-@pytest.mark.parametrize(
-    ("tail", "words", "fix"),
-    [
-        ("change.public.t.insert", "0 tokens behind the operation, the table's subjects 1 more: customer", "change.public.t.insert.*"),
-        ("change.public.t.*.7.8", "2 tokens behind the operation", "change.public.t.*.7"),
-        ("change.public.t.update.>", "update is not watched, only insert", "--ops insert,update"),
-        ("change.public.t.inserted.>", "inserted is no operation", "insert, update"),
-        ("change.public.other.>", "is not watched", "tocsin watch"),
-        ("change.public.missing.>", "there is no table", "sales.orders"),
-        ("change.nowhere.>", "no watched table has such subjects", "tocsin watched"),
-        ("change.public", "too short", "change.public.orders.*"),
-        ("changes.public.t.>", "changes is no kind of event", "change, event"),
-        ("event.order.paid", "the journal has no event", "tocsin.emit"),
-        ("notify.unheard", "unheard is not carried", "TOCSIN_CHANNELS=unheard"),
-    ],
+NOTHING = (
+    ("change.public.t.insert", "0 tokens behind the operation, the table's subjects 1 more: customer", "change.public.t.insert.*"),
+    ("change.public.t.*.7.8", "2 tokens behind the operation", "change.public.t.*.7"),
+    ("change.public.t.update.>", "update is not watched, only insert", "--ops insert,update"),
+    ("change.public.t.inserted.>", "inserted is no operation", "insert, update"),
+    ("change.public.other.>", "is not watched", "tocsin watch"),
+    ("change.public.missing.>", "there is no table", "sales.orders"),
+    ("change.nowhere.>", "no watched table has such subjects", "tocsin watched"),
+    ("change.public", "too short", "change.public.orders.*"),
+    ("changes.public.t.>", "changes is no kind of event", "change, event"),
+    ("event.order.paid", "the journal has no event", "tocsin.emit"),
+    ("notify.unheard", "unheard is not carried", "TOCSIN_CHANNELS=unheard"),
 )
-async def test_a_subject_that_brings_nothing_says_why(asking: Asking, tail: str, words: str, fix: str) -> None:
+
+
+async def test_a_subject_that_brings_nothing_says_why(asking: Asking) -> None:
     await asking.connection.execute("CREATE TABLE t (id int PRIMARY KEY, customer int); CREATE TABLE other (id int)")
     await watch(asking.connection, ["t"], ops=["insert"], route=["customer"])
-    found = [f for f in await asking.all(f"pg.{asking.settings.source_name}.{tail}") if not f.ok]
-    assert any(words in f.text and fix in str(f.fix) for f in found), found
+    for tail, words, fix in NOTHING:
+        found = [f for f in await asking.all(f"pg.{asking.settings.source_name}.{tail}") if not f.ok]
+        assert any(words in f.text and fix in str(f.fix) for f in found), (tail, found)
 
 
 async def test_a_subject_of_another_source_and_one_that_is_none(asking: Asking) -> None:
