@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -24,6 +25,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from tests.support import containers, oracle
+from tocsin import __version__
 from tocsin.stack.process import free_port
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
@@ -114,6 +116,21 @@ async def orders(url: str) -> list[int]:
         return [row["id"] for row in await connection.fetch("SELECT id FROM orders ORDER BY id")]
     finally:
         await connection.close()
+
+
+async def test_the_image_runs_as_nobody_knows_its_version_and_holds_no_test() -> None:
+    await built()
+    run = ("docker", "run", "--rm", "--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
+    assert await command(*run, "tocsin:local", "--version") == f"tocsin {__version__}\n"
+    assert await command(*run, "--entrypoint", "id", "tocsin:local", "-u") == "65532\n"
+    # Even without --read-only nothing but /tmp is this user's to write.
+    writable = await command(
+        *run, "--entrypoint", "sh", "tocsin:local", "-c", "find / -xdev -writable -not -type l -not -path '/proc/*' -not -path '/dev/*' 2>/dev/null; true"
+    )
+    assert {path.split("/")[1] for path in writable.split()} <= {"tmp", "var", "run"}, writable
+    assert await command(*run, "--entrypoint", "sh", "tocsin:local", "-c", "find /opt/tocsin -name 'test_*' -path '*tocsin*/tests/*' -o -name '.env'") == ""
+    settings = await command("docker", "inspect", "--format", "{{json .Config.Env}}", "tocsin:local")
+    assert not re.search(r"(PASSWORD|SECRET|_URL)=", settings), settings
 
 
 async def test_every_container_is_killed_in_turn_and_nothing_is_lost() -> None:
