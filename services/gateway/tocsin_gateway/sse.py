@@ -107,7 +107,7 @@ class EventStream(Response):
             raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
         credentials = presented(request)
         if credentials != Credentials() and self._gateway.access.needs_token:
-            session.admit((await self._gateway.verified(credentials)).grant)
+            session.grant = (await self._gateway.verified(credentials)).grant
         subjects = request.query_params.getlist("subject")
         if not subjects:
             raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")
