@@ -120,7 +120,7 @@ async def test_a_purge_under_load_repeats_nothing() -> None:
 
 
 @contextlib.asynccontextmanager
-async def cluster() -> AsyncIterator[dict[str, NatsServer]]:
+async def cluster(sync: str = "2m") -> AsyncIterator[dict[str, NatsServer]]:
     """Three NATS servers of one cluster, by name."""
     with tempfile.TemporaryDirectory(prefix="tocsin-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -130,6 +130,7 @@ async def cluster() -> AsyncIterator[dict[str, NatsServer]]:
             server: NatsServer(
                 folder / server,
                 free_port(),
+                sync=sync,
                 extra=f'server_name: "{server}"\ncluster {{ name: "three", listen: "127.0.0.1:{port}", routes: [{urls}] }}',
             )
             for server, port in routes.items()

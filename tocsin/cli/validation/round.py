@@ -11,23 +11,23 @@ from typing import Any, Final
 import asyncpg
 
 from tocsin import broker, postgres
+from tocsin.cli.drift_repair import Mending
+from tocsin.cli.validation import standing
 from tocsin.cli.validation.auditor import Auditor
 from tocsin.cli.validation.ears import Ear, Heard, nats_ear, socket_ear
 from tocsin.cli.validation.report import CHECKER, GATEWAY, LISTENER, NATS, REPLICA, SOURCE, Broken, Report, Stopped
 from tocsin.cli.validation.sweep import Sweep
 from tocsin.cli.validation.trial import AFTER, CHANGES, PLANTED, ROLLED_BACK, ROWS, Change, Trial, abandoned
 from tocsin.settings import Settings
+from tocsin_check.checker import Checker
 from tocsin_check.replicate import NAME as REPLICATION
 from tocsin_check.replicate import replicate
+from tocsin_check.sides import open_sides
+from tocsin_check.table import Comparable
 from tocsin_listener.install import VERSION, require_installed
-from tocsin_listener.leader import LOCK
 from tocsin_listener.watch import watch
 
 _PAUSE: Final = 0.05
-_LEADS: Final = f"""SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND classid = {LOCK >> 32} AND objid = {LOCK & 0xFFFFFFFF})"""
-_SUBSCRIPTION: Final = """SELECT s.subenabled AS enabled, EXISTS (SELECT FROM pg_stat_subscription AS w WHERE w.subid = s.oid AND w.pid IS NOT NULL) AS working
-    FROM pg_subscription AS s WHERE s.subname = $1 AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Round:
         self._same_on_both()
         if replica is not None:
             await self._replicated(source, replica)
-            await self._drift(source, replica)
+            await self._drift(replica)
 
     async def _parts(self, stack: contextlib.AsyncExitStack) -> tuple[asyncpg.Connection | None, asyncpg.Connection | None]:
         """Each part by itself, so that all that is down is named at once."""
@@ -103,7 +103,7 @@ class Round:
             with contextlib.suppress(Stopped), self.report.step(REPLICA, "answers, follows") as step:
                 url = self.wanted.settings.require_replica_url()
                 replica = await stack.enter_async_context(postgres.connection(url, setting="TOCSIN_REPLICA_URL", application="tocsin validate"))
-                self.trial.made_replication = not await self._subscription_works(replica)
+                self.trial.made_replication = not await standing.subscription_works(replica, self.wanted.patience)
                 step.detail = "nothing is replicated yet: it is set up for this, and removed after" if self.trial.made_replication else "the subscription works"
             with contextlib.suppress(Stopped), self.report.step(CHECKER, "answers"):
                 await self._auditor.report()
@@ -121,35 +121,11 @@ class Round:
             self._ears.append(await stack.enter_async_context(socket_ear(self.wanted.gateway_url, subjects, self.wanted.token, self.wanted.patience)))
         if source is not None and not self.report.failed:
             with contextlib.suppress(Stopped), self.report.step(LISTENER, "leads"):
-                await self._until_leader(source)
+                await standing.until_leader(source, self.wanted.patience)
         elif source is not None:
             with contextlib.suppress(Stopped), self.report.step(LISTENER, "leads"):
-                await self._check_leader(source)
+                await standing.check_leader(source)
         return source, replica
-
-    async def _subscription_works(self, replica: asyncpg.Connection) -> bool:
-        """Whether there is one; raises Broken where it does not work."""
-        end = time.monotonic() + min(self.wanted.patience, 15.0)
-        while True:
-            row = await replica.fetchrow(_SUBSCRIPTION, REPLICATION)
-            if row is None or (row["enabled"] and row["working"]):
-                return row is not None
-            if not row["enabled"]:
-                fix = f"on the replica: ALTER SUBSCRIPTION {REPLICATION} ENABLE;   -- its server's log says why it was disabled"
-                raise Broken(f"the subscription {REPLICATION} is disabled", fix)
-            if time.monotonic() > end:
-                raise Broken(f"the subscription {REPLICATION} has no worker: it can't reach the source, or fails to apply", "the replica's server log says why")
-            await asyncio.sleep(_PAUSE)
-
-    async def _check_leader(self, source: asyncpg.Connection) -> None:
-        if not await source.fetchval(_LEADS):
-            raise Broken("no listener leads: changes wait in the journal, and none is lost", "tocsin listener", part=LISTENER)
-
-    async def _until_leader(self, source: asyncpg.Connection) -> None:
-        end = time.monotonic() + min(self.wanted.patience, 10.0)
-        while time.monotonic() < end and not await source.fetchval(_LEADS):
-            await asyncio.sleep(_PAUSE)
-        await self._check_leader(source)
 
     async def _make(self, source: asyncpg.Connection, replica: asyncpg.Connection | None) -> None:
         with self.report.step(SOURCE, "a table of its own, watched"):
@@ -210,7 +186,7 @@ class Round:
     async def _silent(self, source: asyncpg.Connection, ear: Ear, wanted: int) -> Broken:
         """Which part keeps the events back."""
         what = f"{ear.name} has {len(self._changes(ear))} of {wanted} events after {self.wanted.patience:g} s"
-        if not await source.fetchval(_LEADS):
+        if not await standing.leads(source):
             return Broken(f"{what}, and no listener leads: changes wait in the journal, and none is lost", "tocsin listener", part=LISTENER)
         other = next(e for e in self._ears if e is not ear)
         if ear.name == NATS:
@@ -231,7 +207,7 @@ class Round:
                     while await self.trial.rows(replica) != ours:
                         await asyncio.sleep(_PAUSE / 10)
             except TimeoutError:
-                await self._subscription_works(replica)
+                await standing.subscription_works(replica, self.wanted.patience)
                 fix = "look at the replica's server log; tocsin drift says how far it is behind"
                 raise Broken(f"the replica does not have the source's rows after {self.wanted.patience:g} s", fix) from None
             step.detail = f"{len(ours)} rows"
@@ -240,7 +216,7 @@ class Round:
     def _auditor(self) -> Auditor:
         return Auditor(self.wanted.check_url, self.wanted.token)
 
-    async def _drift(self, source: asyncpg.Connection, replica: asyncpg.Connection) -> None:
+    async def _drift(self, replica: asyncpg.Connection) -> None:
         with self.report.step(CHECKER, "finds the replica in sync") as step:
             step.detail = _counts(await self._proven("in_sync"))
         with self.report.step(REPLICA, "a drift planted: a row changed, one removed, one added"):
@@ -251,12 +227,26 @@ class Round:
             if keys != PLANTED:
                 raise Broken(f"it reports {keys} in place of {PLANTED}", "report this as a bug, with the checker's log")
             step.detail = _counts(found)
-        await self._told(source, "drift")
-        with self.report.step(REPLICA, "repaired"):
-            await self.trial.mend(source, replica)
+        await self._told("drift")
+        with self.report.step(REPLICA, "repaired, as tocsin drift --repair --apply does it") as step:
+            step.detail = f"{await self._repair()} statements"
         with self.report.step(CHECKER, "finds the replica in sync again") as step:
             step.detail = _counts(await self._proven("in_sync"))
-        await self._told(source, "in_sync")
+        await self._told("in_sync")
+
+    async def _repair(self) -> int:
+        """How many rows were repaired. Raises Broken where one is left."""
+        urls = self.wanted.settings.require_database_url(), self.wanted.settings.require_replica_url()
+        checker = Checker(*urls, publishing=False)
+        async with asyncio.timeout(self.wanted.patience), open_sides(*urls) as sides:
+            table = next(t for t in await checker.take_stock(sides) if str(t.name) == str(self.trial))
+            if not isinstance(table, Comparable):
+                raise Broken(f"it can't be audited: {table.reason}", f"tocsin drift {self.trial.schema}.TABLE says more")
+            await checker.audit_table(sides, table)
+            done = await Mending(urls[1], apply=True, output=None, to_stdout=False).mend(sides, table, checker)
+        if left := [repair.left for repair in done if repair.left]:
+            raise Broken(f"{len(left)} of {len(done)} rows are not repaired: {left[0]}", "the user in TOCSIN_REPLICA_URL has to be allowed to write the table")
+        return len(done)
 
     async def _proven(self, status: str) -> dict[str, Any]:
         last: dict[str, Any] = {}
@@ -273,14 +263,13 @@ class Round:
             raise Broken(f"it counts {last['rows']} rows, not {ROWS}", "report this as a bug, with the checker's log")
         return last
 
-    async def _told(self, source: asyncpg.Connection, status: str) -> None:
+    async def _told(self, status: str) -> None:
         """The checker's finding is an event, too."""
         with self.report.step(CHECKER, f"its finding {status} seen by WebSocket and NATS") as step:
             ids = set()
             for ear in self._ears:
                 if not await ear.until(lambda heard: any(h.event["data"].get("status") == status for h in heard), self.wanted.patience):
-                    await self._check_leader(source)
-                    fix = "GRANT EXECUTE ON FUNCTION tocsin.report_drift TO the checker's user; its log says more"
+                    fix = "is the listener running? Else: GRANT EXECUTE ON FUNCTION tocsin.report_drift TO the checker's user; its log says more"
                     raise Broken(f"{ear.name} has no event of it after {self.wanted.patience:g} s", fix)
                 ids.add(next(h.id for h in reversed(ear.heard) if h.event["data"].get("status") == status))
             if len(ids) != 1:

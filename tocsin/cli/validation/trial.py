@@ -98,14 +98,6 @@ class Trial:
             for statement in _PLANT:
                 await replica.execute(statement.format(table=self.sql))
 
-    async def mend(self, source: asyncpg.Connection, replica: asyncpg.Connection) -> None:
-        """Undo `plant`; touches what it planted, and nothing that has changed since."""
-        rows = {row["id"]: row for row in await source.fetch(f"SELECT id, note, amount, at FROM {self.sql} WHERE id IN (2, 3)")}
-        async with replica.transaction():
-            await replica.execute(f"UPDATE {self.sql} SET note = $1 WHERE id = 2 AND note = 'planted'", rows[2]["note"])
-            await replica.execute(f"INSERT INTO {self.sql} (id, note, amount, at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", *rows[3].values())
-            await replica.execute(f"DELETE FROM {self.sql} WHERE id = 1000 AND note = 'planted'")
-
 
 async def abandoned(source: asyncpg.Connection) -> list[Trial]:
     """Tables that runs made which were killed; each is claimed."""
