@@ -30,6 +30,7 @@ VERBS: Final = {
     "backfill": "Events",
     "replay": "Events",
     "retry": "Events",
+    "revoke": "Events",
     "listener": "Services",
     "gateway": "Services",
     "check": "Services",

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 
 import asyncpg
+import httpx
+import jwt
 import msgspec
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error
 
 from tests.support import oracle
+from tests.support.gateway import peer, running_gateway
 from tests.support.pipeline import Pipeline, pipeline
+from tocsin import broker
+from tocsin_gateway.revocation import Revocation, revoke
 
 ACCOUNTS = (Path(__file__).parents[3] / "deploy/nats/accounts.conf").read_text()
 USERS = {"listener": "tocsin-listener-shop", "gateway": "tocsin-gateway", "checker": "tocsin-check", "reader": "reader"}
@@ -134,6 +140,31 @@ async def _nobody_writes_what_only_the_listener_may(running: Pipeline) -> None:
     after = await api(watcher, "STREAM.INFO.TOCSIN_SHOP", subjects_filter="pg.shop.change.>")
     assert after["state"]["subjects"] == before["state"]["subjects"]  # type: ignore[index]
     await watcher.close()
+
+
+async def test_the_gateway_s_user_can_issue_tickets_and_know_what_was_revoked() -> None:
+    extra = re.sub(r"\$TOCSIN_([A-Z]+)_PASSWORD", lambda name: f"{name[1].lower()}pw", ACCOUNTS)
+    secret = "a-secret-of-at-least-thirty-two-bytes"
+    claims = {"exp": int(time.time()) + 600, "iat": int(time.time()) - 60, "subscribe": ["pg.>"], "jti": "t1"}
+    headers = {"authorization": f"Bearer {jwt.encode(claims, secret, 'HS256')}"}
+    async with pipeline(nats_extra=extra) as running, running_gateway(url(running, "gateway"), "shop", ready=False, jwt_secret=secret) as gateway:
+        async with asyncio.timeout(20), httpx.AsyncClient(base_url=gateway.url, timeout=15) as http:
+            while (answer := await http.post("/tickets", headers=headers)).status_code == 503:
+                await asyncio.sleep(0.1)
+            assert answer.status_code == 200, answer.text
+            async with peer(gateway, f"?ticket={answer.json()['ticket']}") as client:
+                assert (await client.next())["op"] == "authenticated"
+                async with broker.connect([url(running, "gateway")], name="tocsin-gateway") as link:
+                    await revoke(link, "TOCSIN_SHOP", "shop", Revocation(jti="t1"))
+                assert (await client.closed(patience=1))[0] == 4401
+            assert (await http.post("/tickets", headers=headers)).status_code == 401
+        for user in ("checker", "reader"):
+            said: list[str] = []
+            stranger = await client_of(running, user, said)
+            for subject in ("_tocsin.shop.revoke", "_tocsin.shop.ticket.x"):
+                await refused(stranger, said, subject)
+                await refused(stranger, said, subject, subscribe=True)
+            await stranger.close()
 
 
 async def test_without_a_password_nobody_comes_in() -> None:

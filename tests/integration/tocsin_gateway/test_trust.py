@@ -100,6 +100,27 @@ async def test_keys_rotate_under_a_living_gateway(stream: Stream, nats_server: s
         assert numbers(await client.events(1)) == [1]
 
 
+async def test_the_verb_revokes(guarded: RunningGateway, stream: Stream, nats_server: servers.Server) -> None:
+    async def run(*arguments: str) -> tuple[int | None, str]:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tocsin.cli.main", "revoke", "--source", stream.source, "--nats-url", nats_server.url, *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await child.communicate()
+        return child.returncode, output.decode()
+
+    async with admitted(guarded, sub="alice") as alice, admitted(guarded, sub="bob", iat=int(time.time())) as bob:
+        assert (await run("--user", "alice"))[0] == 0
+        assert (await alice.closed(patience=1))[0] == 4401
+        await bob.nothing_more()
+        assert (await run("--before", "now"))[0] == 0
+        assert (await bob.closed(patience=1))[0] == 4401
+    for wrong in ((), ("--token-id", "x", "--user", "y"), ("--before", "soon")):
+        code, output = await run(*wrong)
+        assert (code, "fix:" in output) == (2, True), output
+
+
 @pytest.mark.parametrize("what", [{"jti": "t1"}, {"sub": "alice"}, {"before": time.time() - 30}])
 async def test_a_revoked_token_ends_within_a_second_and_others_live(guarded: RunningGateway, stream: Stream, what: dict[str, Any]) -> None:
     claims = {"sub": "alice", "jti": "t1"}
