@@ -18,19 +18,23 @@ import asyncpg
 from tocsin_check.fence import Mark
 from tocsin_check.judgement import BATCH, both, judge, version_of
 from tocsin_check.pace import Pace
-from tocsin_check.reading import Reading
+from tocsin_check.reading import Part, Reading
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import DRIFT, Case, Key, Seen, Verdict, Version
 
-FIRST_BLOCK: Final = 25_000
+FIRST_BLOCK: Final = 50_000
 LARGEST_BLOCK: Final = 250_000
 SECONDS_PER_BLOCK: Final = 0.35
 CASES_KEPT: Final = 100_000
 """Drifted rows kept by key; the counts go on beyond it."""
 
-Range = tuple[Key | None, Key | None]
-"""Half-open, in the key's order; None is open."""
+BUCKETS: Final = 1024
+"""Into about so many a block is cut where it differs."""
+MOST_UNEQUAL: Final = BUCKETS // 3
+"""Where more of them differ, the whole block is searched."""
+Digests = dict[int, tuple[int, int]]
+"""By bucket: how many rows, and the fold of their hashes; a block that is not cut has the one bucket 0."""
 
 
 @dataclass(slots=True)
@@ -68,15 +72,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A range of keys, and the digest of the source's rows in it before a fence."""
+    """A range of keys, and the digests of the source's rows in it before a fence; `shift` is None where it is not cut into buckets."""
 
     low: Key | None
     high: Key | None
-    digest: tuple[int, int]
+    shift: int | None
+    digests: Digests
 
     @property
     def rows(self) -> int:
-        return self.digest[0]
+        return sum(rows for rows, _ in self.digests.values())
 
 
 OnBlock = Callable[[Outcome], Awaitable[None]]
@@ -97,6 +102,7 @@ class TableAudit:
         self._pace = pace or Pace()
         self._on_block = on_block
         self._block = FIRST_BLOCK
+        self._fine = False
         self._seed = secrets.randbits(62)
 
     async def run(self) -> Outcome:
@@ -110,9 +116,12 @@ class TableAudit:
         block: Block | None = await self._read_block(low, outcome)
         while block is not None:
             ended = until is not None and time.monotonic() >= until
-            following, theirs = await both(self._following(None if ended else block.high, outcome), self._replica_digest(block))
-            if theirs != block.digest:
-                await self._resolve(block, max(block.rows, theirs[0]), outcome)
+            following, theirs = await both(self._following(None if ended else block.high, outcome), self._replica_digests(block))
+            before = sum(outcome.counts.values())
+            if theirs != block.digests:
+                await self._resolve(block, theirs, outcome)
+            # Where one block has drifted the next one probably has, too, and is cut at its first reading.
+            self._fine = sum(outcome.counts.values()) > before
             outcome.rows += block.rows
             outcome.blocks += 1
             outcome.reached = block.high
@@ -147,58 +156,85 @@ class TableAudit:
             sql, arguments = reading.boundary_sql(low, self._block)
             found = await self._sides.source.fetchval(sql, *arguments)
             high = tuple(found) if found is not None else None
-        sql, arguments = reading.digest_sql(low, high, self._seed)
-        row = await self._sides.source.fetchrow(sql, *arguments)
-        assert row is not None
+        shift = await self._shift(low, high) if self._fine and reading.divisible else None
+        digests = await self._digests(self._sides.source, reading, low, high, shift)
+        block = Block(low, high, shift, digests)
         seconds = time.monotonic() - begun
         outcome.source_seconds += seconds
         self._adapt(seconds)
-        await self._pace.rest(seconds, int(row["rows"]))
-        return Block(low, high, (int(row["rows"]), int(row["h"])))
+        await self._pace.rest(seconds, block.rows)
+        return block
+
+    async def _shift(self, low: Key | None, high: Key | None) -> int:
+        """By how many bits keys are cut, so that the range has about BUCKETS buckets."""
+        sql, arguments = self._table.source.extent_sql(low, high)
+        row = await self._sides.source.fetchrow(sql, *arguments)
+        width = row["high"] - row["low"] + 1 if row is not None and row["low"] is not None else 1
+        return min(62, max(0, (width // BUCKETS).bit_length()))
+
+    async def _digests(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, shift: int | None) -> Digests:
+        if shift is None:
+            sql, arguments = reading.digest_sql(low, high, self._seed)
+            row = await connection.fetchrow(sql, *arguments)
+            assert row is not None
+            return {0: (int(row["rows"]), int(row["h"]))}
+        sql, arguments = reading.buckets_sql(low, high, self._seed, shift)
+        return {row["bucket"]: (row["rows"], row["h"]) for row in await connection.fetch(sql, *arguments)}
 
     def _adapt(self, seconds: float) -> None:
         """Blocks of about SECONDS_PER_BLOCK by a moving average."""
         wanted = self._block * SECONDS_PER_BLOCK / max(seconds, 0.001)
         self._block = int(min(max((self._block + wanted) / 2, FIRST_BLOCK / 20), self._block * 4, LARGEST_BLOCK))
 
-    async def _replica_digest(self, block: Block) -> tuple[int, int]:
+    async def _replica_digests(self, block: Block) -> Digests:
         await self._fenced()
-        sql, arguments = self._table.replica.digest_sql(block.low, block.high, self._seed)
-        row = await self._sides.replica.fetchrow(sql, *arguments)
-        assert row is not None
-        return int(row["rows"]), int(row["h"])
+        return await self._digests(self._sides.replica, self._table.replica, block.low, block.high, block.shift)
 
-    async def _resolve(self, block: Block, rows: int, outcome: Outcome) -> None:
+    async def _resolve(self, block: Block, theirs: Digests, outcome: Outcome) -> None:
         """Find the rows that make a block differ, and judge them."""
-        for low, high in self._parts(block, rows):
-            begun = time.monotonic()
-            cases = await self._suspects(low, high)
-            await self._judge(cases, outcome)
-            outcome.source_seconds += time.monotonic() - begun
+        begun = time.monotonic()
+        for part in await self._parts(block, theirs):
+            await self._judge(await self._suspects(part), outcome)
+        outcome.source_seconds += time.monotonic() - begun
 
-    def _parts(self, block: Block, rows: int) -> list[Range]:
-        """A table without a key is one block of any size; by its hash it is taken in even parts, so that memory stays bounded."""
-        count = 1 if self._table.source.unique else -(-rows // LARGEST_BLOCK)
-        bounds = [(str(2**64 * i // count - 2**63), str(-(2**63))) for i in range(1, count)]
-        return list(itertools.pairwise([block.low, *bounds, block.high]))
+    async def _parts(self, block: Block, theirs: Digests) -> list[Part]:
+        """What of a block has to be searched.
 
-    async def _suspects(self, low: Key | None, high: Key | None) -> list[Case]:
-        """Cases for the rows of the range whose hashes are not on both sides, as each side showed them in one snapshot, with a fence between.
+        A table without a key is one block of any size; by its hash it is taken in even parts, so that memory stays bounded. Buckets
+        need no fence of their own: a row that has drifted makes them differ whenever they are read.
+        """
+        source, replica, low, high = self._table.source, self._table.replica, block.low, block.high
+        if not source.unique:
+            rows = max(block.rows, sum(rows for rows, _ in theirs.values()))
+            count = -(-rows // LARGEST_BLOCK)
+            bounds = [(str(2**64 * i // count - 2**63), str(-(2**63))) for i in range(1, count)]
+            return [Part(*bound) for bound in itertools.pairwise([low, *bounds, high])]
+        shift, ours = block.shift, block.digests
+        if shift is None and source.divisible:
+            shift = await self._shift(low, high)
+            ours, theirs = await both(
+                self._digests(self._sides.source, source, low, high, shift), self._digests(self._sides.replica, replica, low, high, shift)
+            )
+        unequal = tuple(bucket for bucket in ours.keys() | theirs.keys() if ours.get(bucket) != theirs.get(bucket))
+        if shift is None or len(unequal) > MOST_UNEQUAL:
+            return [Part(low, high)]
+        return [Part(low, high, shift, unequal)] if unequal else []
+
+    async def _suspects(self, part: Part) -> list[Case]:
+        """Cases for the rows of the part whose hashes are not on both sides, as each side showed them in one snapshot, with a fence between.
 
         Each side's two statements share a snapshot, which lives no longer than this; so a row can't escape by changing between them.
         """
         source, replica = self._sides.source, self._sides.replica
         async with source.transaction(isolation="repeatable_read", readonly=True):
-            ours = await self._hashes(source, self._table.source, low, high)
+            ours = await self._hashes(source, self._table.source, part)
             await self._fenced()
             async with replica.transaction(isolation="repeatable_read", readonly=True):
-                theirs = await self._hashes(replica, self._table.replica, low, high)
+                theirs = await self._hashes(replica, self._table.replica, part)
                 unequal = self._unequal(ours, theirs)
                 if not unequal:
                     return []
-                listed, copied = await both(
-                    self._listed(source, self._table.source, low, high, unequal), self._listed(replica, self._table.replica, low, high, unequal)
-                )
+                listed, copied = await both(self._listed(source, self._table.source, part, unequal), self._listed(replica, self._table.replica, part, unequal))
         cases = []
         for key in listed | copied:
             case = Case(key)
@@ -207,8 +243,8 @@ class TableAudit:
             cases.append(case)
         return cases
 
-    async def _hashes(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None) -> array[int]:
-        sql, arguments = reading.hashes_sql(low, high, self._seed)
+    async def _hashes(self, connection: asyncpg.Connection, reading: Reading, part: Part) -> array[int]:
+        sql, arguments = reading.hashes_sql(part, self._seed)
         found = array("q", await connection.fetchval(sql, *arguments) or b"")
         if sys.byteorder == "little":
             found.byteswap()
@@ -221,8 +257,8 @@ class TableAudit:
         one, other = Counter(ours), Counter(theirs)
         return [*(one - other), *(other - one)]
 
-    async def _listed(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, hashes: Sequence[int]) -> dict[Key, Seen]:
-        sql, arguments = reading.listed_sql(low, high, self._seed, hashes)
+    async def _listed(self, connection: asyncpg.Connection, reading: Reading, part: Part, hashes: Sequence[int]) -> dict[Key, Seen]:
+        sql, arguments = reading.listed_sql(part, self._seed, hashes)
         versions: dict[Key, list[Version]] = {}
         for row in await connection.fetch(sql, *arguments):
             versions.setdefault(tuple(row["k"]), []).append(version_of(row))

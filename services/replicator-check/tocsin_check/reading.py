@@ -54,6 +54,16 @@ class KeyPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A half-open range of keys, in their order, None being open; with `buckets` only those of them, 2^shift keys each."""
+
+    low: Key | None
+    high: Key | None
+    shift: int = 0
+    buckets: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """One side of one table. `condition` is the publication's row filter on the source, and empty on the replica.
 
@@ -77,17 +87,34 @@ class Reading:
         hashed = fold.format(row_hash(self.columns, seed, native=self.native))
         return f"SELECT count(*) AS rows, coalesce({hashed}, 0) AS h FROM {self.relation} AS t{where}", arguments
 
-    def hashes_sql(self, low: Key | None, high: Key | None, seed: int) -> tuple[str, list[Any]]:
-        """The hashes of all rows in the half-open range in one bytea, eight bytes each in network order; in no order."""
-        where, arguments = self._where(low, high)
-        return f"SELECT string_agg(int8send({row_hash(self.columns, seed, native=self.native)}), '') FROM {self.relation} AS t{where}", arguments
+    @property
+    def divisible(self) -> bool:
+        """Whether the key is one integer, so that a range can be cut into buckets of 2^shift keys by arithmetic."""
+        return self.unique and len(self.key) == 1 and self.key[0].kind == "int" and not self.key[0].collation
 
-    def listed_sql(self, low: Key | None, high: Key | None, seed: int, hashes: Sequence[int]) -> tuple[str, list[Any]]:
-        """The row versions of the half-open range with one of these hashes: k (text[]), place, xmin, untouched, h1, h2."""
+    def extent_sql(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
+        """low, high: the least and the greatest key in the half-open range."""
         where, arguments = self._where(low, high)
+        key = self.key[0].expression
+        return f"SELECT min({key})::bigint AS low, max({key})::bigint AS high FROM {self.relation} AS t{where}", arguments
+
+    def buckets_sql(self, low: Key | None, high: Key | None, seed: int, shift: int) -> tuple[str, list[Any]]:
+        """bucket, rows, h, as digest_sql, for each 2^shift keys of the half-open range."""
+        where, arguments = self._where(low, high)
+        hashed = row_hash(self.columns, seed, native=self.native)
+        bucket = f"{self.key[0].expression}::bigint >> {int(shift)}"
+        return f"SELECT {bucket} AS bucket, count(*) AS rows, bit_xor({hashed}) AS h FROM {self.relation} AS t{where} GROUP BY 1", arguments
+
+    def hashes_sql(self, part: Part, seed: int) -> tuple[str, list[Any]]:
+        """The hashes of all rows in the part in one bytea, eight bytes each in network order; in no order."""
+        source, arguments = self._rows(part)
+        return f"SELECT string_agg(int8send({row_hash(self.columns, seed, native=self.native)}), '') FROM {source}", arguments
+
+    def listed_sql(self, part: Part, seed: int, hashes: Sequence[int]) -> tuple[str, list[Any]]:
+        """The row versions of the part with one of these hashes: k (text[]), place, xmin, untouched, h1, h2."""
+        source, arguments = self._rows(part)
         chosen = f"{row_hash(self.columns, seed, native=self.native)} = ANY(${len(arguments) + 1}::bigint[])"
-        sql = f"SELECT {self._key_text()} AS k, {self._version()} FROM {self.relation} AS t{where}{' AND' if where else ' WHERE'} {chosen}"
-        return sql, [*arguments, list(hashes)]
+        return f"SELECT {self._key_text()} AS k, {self._version()} FROM {source} AND {chosen}", [*arguments, list(hashes)]
 
     def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False, texts: bool = False) -> tuple[str, list[Any]]:
         """The row versions of the keys: ord (from 1), as in listed_sql, with `columns` one hash for each column, with `texts` its value as text."""
@@ -128,6 +155,19 @@ class Reading:
         left = ", ".join(part.expression for part in self.key)
         right = ", ".join(part.value(f"${i}::text") for i, part in enumerate(self.key, first))
         return f"({left}) {operator} ({right})"
+
+    def _rows(self, part: Part) -> tuple[str, list[Any]]:
+        """FROM and WHERE of a part."""
+        where, arguments = self._where(part.low, part.high)
+        where = where or " WHERE true"
+        if part.buckets is None:
+            return f"{self.relation} AS t{where}", arguments
+        number = len(arguments) + 1
+        first = f'(w."tocsin b" << {int(part.shift)})'
+        between = f"{self.key[0].expression} BETWEEN {first} AND ({first} | {(1 << part.shift) - 1})"
+        # OFFSET 0 keeps the planner from hashing the rows of all buckets first.
+        rows = f"SELECT t.tableoid, t.ctid, t.xmin, t.xmax, t.* FROM {self.relation} AS t{where} AND {between} OFFSET 0"
+        return f'unnest(${number}::bigint[]) AS w("tocsin b") CROSS JOIN LATERAL ({rows}) AS t WHERE true', [*arguments, list(part.buckets)]
 
     def _where(self, low: Key | None, high: Key | None) -> tuple[str, list[Any]]:
         conditions: list[str] = []
