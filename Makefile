@@ -11,10 +11,10 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench soak docs lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench bench-capture bench-relay bench-latency soak docs lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: setup  ## start everything on this machine; Ctrl-C stops it
 	@exec $(BIN)/tocsin up $(ARGS)
@@ -75,7 +75,16 @@ bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/r
 	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table -e soak) benchmarks/table.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
-bench-%: setup-dev  ## one benchmark: bench-capture, bench-relay, bench-latency … (ARGS: its flags)
+bench-capture: setup-dev  ## commits a second with capture and with the whole pipeline (any other: make bench-NAME; ARGS: its flags)
+	$(BIN)/python -m benchmarks.capture $(ARGS)
+
+bench-relay: setup-dev  ## events a second from the journal to acknowledged
+	$(BIN)/python -m benchmarks.relay $(ARGS)
+
+bench-latency: setup-dev  ## from the commit to the client
+	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-%: setup-dev
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 soak: setup-dev  ## twenty minutes of random writers and random kill -9 of every part (ARGS="--minutes 5")
