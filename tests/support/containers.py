@@ -34,6 +34,7 @@ async def postgres(name: str) -> AsyncIterator[tuple[str, str]]:
         url = f"postgresql://postgres:tocsin@{container.get_container_host_ip()}:{container.get_exposed_port(5432)}/postgres"
         address = await asyncio.to_thread(_bridge_address, container)
         await _until_ready(url)
+        await _trust(container, url)
         yield url, f"postgresql://postgres:tocsin@{address}:5432/postgres"
     finally:
         await asyncio.to_thread(container.stop)
@@ -51,6 +52,16 @@ async def nats() -> AsyncIterator[str]:
         yield f"nats://{host}:{port}"
     finally:
         await asyncio.to_thread(container.stop)
+
+
+async def _trust(container: DockerContainer, url: str) -> None:
+    """As the embedded server does: tests make roles without passwords."""
+    await asyncio.to_thread(container.exec, ["sh", "-c", "sed -i s/scram-sha-256/trust/ $PGDATA/pg_hba.conf"])
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("SELECT pg_reload_conf()")
+    finally:
+        await connection.close()
 
 
 def _bridge_address(container: DockerContainer) -> str:
