@@ -48,6 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                 settings.allowed_origins,
                 trusts_names=settings.insecure,
                 replicas=settings.stream_replicas,
+                database_url=settings.database_url,
             )
             async with asyncio.TaskGroup() as group:
                 exporting = group.create_task(_traced(gateway, settings.otlp_url)) if settings.otlp_url is not None else None

@@ -53,7 +53,7 @@ def exact(raw: msgspec.Raw | bytes) -> Any:
 class Change:
     """A CloudEvent's content. `new` is the row as sent, `old` the whole old row, `sent_old` the part of it that was sent."""
 
-    __slots__ = ("_data", "_envelope", "_values", "key", "new", "old", "op", "sent_old", "txid")
+    __slots__ = ("_data", "_envelope", "_values", "key", "new", "old", "op", "sent_old")
 
     def __init__(self, body: bytes) -> None:
         """Raises ValueError where this is no event, or is nested too deeply."""
@@ -61,7 +61,6 @@ class Change:
             self._envelope: Fields = _fields.decode(body)
             self._data = _row(self._envelope, "data") or {}
             self.op: str | None = _text.decode(self._data["op"]) if _begins(self._data, "op", b'"') else None
-            self.txid: int | None = int(_text.decode(self._envelope["txid"])) if "txid" in self._envelope else None
             self.key, self.new, self.sent_old = _row(self._data, "key"), _row(self._data, "new"), _row(self._data, "old")
         except _UNREADABLE as error:
             raise ValueError(f"this can't be read as an event: {error}") from None

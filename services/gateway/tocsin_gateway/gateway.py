@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from tocsin import broker
 from tocsin.service import Readiness
 from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
+from tocsin_gateway.census import Census
 from tocsin_gateway.credentials import Credentials
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
@@ -21,6 +22,7 @@ from tocsin_gateway.outbox import Outbox
 from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.revocation import Revocations
 from tocsin_gateway.session import Session
+from tocsin_gateway.snapshot import Snapshots
 from tocsin_gateway.tickets import Tickets
 
 
@@ -41,6 +43,7 @@ class Gateway:
         *,
         trusts_names: bool = False,
         replicas: int = 1,
+        database_url: str | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
@@ -49,10 +52,12 @@ class Gateway:
         self.tickets = Tickets(link, stream, source, replicas=replicas)
         self.revocations = Revocations(link, stream, source, self._end_revoked, replicas=replicas)
         self.limits = limits
+        self.census = Census(limits, self.over_limit)
         self._origins = origins
         self._checks_host = not access.needs_token and not trusts_names
         self._link = link
         self._stream = stream
+        self._snapshots = Snapshots(database_url, stream, source)
         self._sessions: dict[Session, str] = {}
         self._stopping = False
 
@@ -88,6 +93,9 @@ class Gateway:
         await self.revocations.check(verified.grant)
         return verified
 
+    def over_limit(self, name: str) -> None:
+        self.metrics.refused.labels(name).inc()
+
     def _end_revoked(self) -> None:
         for session in tuple(self._sessions):
             if session.grant is not None and self.revocations.holds(session.grant):
@@ -110,7 +118,7 @@ class Gateway:
 
     def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
         """A session of a connection; `kind` is websocket or sse."""
-        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks)
+        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks, snapshots=self._snapshots)
         self._sessions[session] = kind
         self.metrics.clients.labels(kind).inc()
         return session

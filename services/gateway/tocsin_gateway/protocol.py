@@ -69,7 +69,7 @@ class Ping(msgspec.Struct, tag="ping", tag_field="op", frozen=True, forbid_unkno
 
 
 ClientMessage = Auth | Subscribe | Unsubscribe | Ping
-Since = Literal["now", "start"] | timedelta | Position
+Since = Literal["now", "start", "snapshot"] | timedelta | Position
 
 _decoder: Final = msgspec.json.Decoder(ClientMessage, float_hook=Decimal)
 _loose: Final = msgspec.json.Decoder(dict[str, Any])
@@ -145,13 +145,13 @@ def checked_since(request: Subscribe) -> Since:
     if since == "start":
         return "start"
     if since == "snapshot":
-        raise ProtocolError("bad-since", "this gateway does not offer `snapshot` yet; read the rows and subscribe with since now", request.id)
+        return "snapshot"
     try:
         return parse_duration(since) if since[-1:].isalpha() and "-" not in since else Position.parse(since)
     except PositionError as error:
-        raise ProtocolError("bad-since", f"{error}; now, start, an age such as 5m, or a position is allowed", request.id) from None
+        raise ProtocolError("bad-since", f"{error}; now, start, snapshot, an age such as 5m, or a position is allowed", request.id) from None
     except (ValueError, OverflowError) as error:
-        raise ProtocolError("bad-since", f"{error}; now, start, an age, or a position is allowed", request.id) from None
+        raise ProtocolError("bad-since", f"{error}; now, start, snapshot, an age, or a position is allowed", request.id) from None
 
 
 def welcome(limits: msgspec.Struct, *, auth: bool) -> bytes:
@@ -172,6 +172,20 @@ def unsubscribed(id: str) -> bytes:  # noqa: A002  # the field's name
 
 def position(id: str, at: Position) -> bytes:  # noqa: A002  # the field's name
     return msgspec.json.encode({"op": "position", "id": id, "position": str(at)})
+
+
+def row(json_id: bytes, key: bytes, values: bytes) -> bytes:
+    """A row of a snapshot; the arguments are JSON."""
+    return b'{"op":"row","id":%b,"key":%b,"row":%b}' % (json_id, key, values)
+
+
+def large_row(json_id: bytes, key: bytes) -> bytes:
+    """A row that is larger than an event may be: its key alone, as JSON."""
+    return b'{"op":"row","id":%b,"key":%b,"row":null,"truncated":true}' % (json_id, key)
+
+
+def snapshot_end(id: str, at: Position) -> bytes:  # noqa: A002  # the field's name
+    return msgspec.json.encode({"op": "snapshot-end", "id": id, "position": str(at)})
 
 
 def authenticated(expires: str | None) -> bytes:

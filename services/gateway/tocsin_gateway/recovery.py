@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +21,7 @@ from tocsin_gateway.limits import REPLAY_PAGE, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+from tocsin_gateway.snapshot import Moment, Snapshots
 from tocsin_gateway.subscription import State, Subscription
 
 if TYPE_CHECKING:
@@ -27,16 +30,19 @@ if TYPE_CHECKING:
 FIRST_PAGE_SECONDS: Final = 5.0
 TURN_SECONDS: Final = 10.0
 BUFFER_OVERHEAD: Final = 256
+SNAPSHOT_SECONDS: Final = 300.0
+CHANGED: Final = "the stream lost events while the snapshot was read; subscribe again"
 OLDEST: Final = timedelta(days=3650)
 
 
 class Recovery:
     """One session's: its subscriptions take turns at replaying."""
 
-    __slots__ = ("_hub", "_limits", "_link", "_metrics", "_session", "_stream", "_turns")
+    __slots__ = ("_hub", "_limits", "_link", "_metrics", "_session", "_snapshots", "_stream", "_turns")
 
-    def __init__(self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics, snapshots: Snapshots) -> None:
         self._session = session
+        self._snapshots = snapshots
         self._hub = hub
         self._link = link
         self._stream = stream
@@ -46,10 +52,11 @@ class Recovery:
 
     async def run(self, subscription: Subscription, since: protocol.Since) -> None:
         try:
-            start = await self._start(since)
+            told = since == "snapshot"
+            start = await self._snapshot(subscription) if since == "snapshot" else await self._start(since)
             while isinstance(start, Position):
                 try:
-                    await self._replay(subscription, start)
+                    await self._replay(subscription, start, told=told)
                 except Hole as hole:
                     # What `start` means moves on with a stream that drops its oldest events all the time.
                     again = since == "start" and subscription.state is State.JOINING
@@ -62,13 +69,53 @@ class Recovery:
         except ProtocolError as problem:
             self._session.end_with(subscription, problem)
 
+    async def _snapshot(self, subscription: Subscription) -> Position:
+        """Hand out the table's rows, and the changes up to the position that is returned: behind it, each one is after the rows' moment.
+
+        Raises ProtocolError, Unavailable, JetStreamError.
+        """
+        assert subscription.table is not None
+        id_, state = subscription.id, await self._state()
+        try:
+            async with asyncio.timeout(SNAPSHOT_SECONDS), self._turn(id_), self._snapshots.connection(id_) as connection:
+                before = Position(state.epoch or "", state.last_sequence)
+                async with self._snapshots.rows(connection, subscription.table, id_) as table:
+                    subscription.after = before.sequence
+                    subscription.enter(State.REPLAYING)
+                    self._session.tell_subscribed(subscription, before, None)
+                    async for page in table.pages():
+                        for row in page:
+                            await self._session.send_row(subscription, row)
+                await self._snapshots.until_published(connection, table.moment, id_)
+                state = await self._state()
+                end = Position(state.epoch or "", state.last_sequence)
+        except TimeoutError:
+            raise ProtocolError("limit", f"the snapshot took more than {SNAPSHOT_SECONDS:.0f} s; ask for fewer rows by `where`, or read faster", id_) from None
+        if end.epoch != before.epoch:
+            raise ProtocolError("unavailable", CHANGED, id_)
+        pages = Pages(self._link, self._stream, subscription.pattern, before.epoch, before.sequence)
+        try:
+            await reach(pages, _Reader(self._session, subscription, self._metrics, table.moment), end)
+        except Hole:
+            raise ProtocolError("unavailable", CHANGED, id_) from None
+        finally:
+            await pages.close()
+        subscription.enter(State.REPLAYING)
+        self._session.send_snapshot_end(subscription, end)
+        return end
+
+    async def _state(self) -> broker.StreamState:
+        state = await broker.stream_state(self._link.client, self._stream)
+        if state is None or state.epoch is None:
+            raise Unavailable(f"there is no stream {self._stream}")
+        return state
+
     async def _start(self, since: protocol.Since) -> Position | Reason | None:
         """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
         if since == "now":
             return None
-        state = await broker.stream_state(self._link.client, self._stream)
-        if state is None or state.epoch is None:
-            raise Unavailable(f"there is no stream {self._stream}")
+        state = await self._state()
+        assert state.epoch is not None
         if isinstance(since, timedelta):
             before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - min(since, OLDEST))
             return Position(state.epoch, before) if whole else "expired"
@@ -93,17 +140,30 @@ class Recovery:
 
         await self._hub.join(subscription.pattern, self._session, joined)
 
-    async def _replay(self, subscription: Subscription, start: Position) -> None:
-        """Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
+    @contextlib.asynccontextmanager
+    async def _turn(self, id: str) -> AsyncIterator[None]:  # noqa: A002  # the field's name
+        """Raises ProtocolError limit."""
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await self._turns.acquire()
         except TimeoutError:
             message = f"{self._limits.replays} replays at once are allowed on one socket; try again when one has reached the present"
-            raise ProtocolError("limit", message, subscription.id) from None
+            raise ProtocolError("limit", message, id) from None
+        self._metrics.replays.inc()
+        try:
+            yield
+        finally:
+            self._turns.release()
+            self._metrics.replays.dec()
+
+    async def _replay(self, subscription: Subscription, start: Position, *, told: bool) -> None:
+        """`told`: the client knows of its subscription. Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
+        async with self._turn(subscription.id):
+            await self._replay_pages(subscription, start, told=told)
+
+    async def _replay_pages(self, subscription: Subscription, start: Position, *, told: bool) -> None:
         subscription.after = start.sequence
         pages = Pages(self._link, self._stream, subscription.pattern, start.epoch, start.sequence)
-        self._metrics.replays.inc()
         try:
             try:
                 async with asyncio.timeout(FIRST_PAGE_SECONDS):
@@ -111,15 +171,14 @@ class Recovery:
             except TimeoutError:
                 raise Unavailable("the stream can't be read at the moment; try again in a second") from None
             subscription.enter(State.REPLAYING)
-            self._session.tell_subscribed(subscription, start, None)
+            if not told:
+                self._session.tell_subscribed(subscription, start, None)
             reader = _Reader(self._session, subscription, self._metrics)
             for event in page:
                 await reader.replay(event)
             while left >= REPLAY_PAGE or not await self._join_buffered(subscription, pages, reader, start.epoch):
                 left = await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
         finally:
-            self._turns.release()
-            self._metrics.replays.dec()
             await pages.close()
 
     async def _join_buffered(self, subscription: Subscription, pages: Pages, reader: _Reader, epoch: str) -> bool:
@@ -164,11 +223,14 @@ class Recovery:
 class _Reader:
     """A replay's hand on its subscription."""
 
-    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics) -> None:
+    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics, moment: Moment | None = None) -> None:
+        self._moment = moment
         self._session = session
         self._subscription = subscription
         self._metrics = metrics
 
     async def replay(self, event: StreamEvent) -> None:
+        if self._moment is not None and self._moment.sees(event):
+            return
         self._metrics.replayed.inc()
         await self._session.send_replayed(self._subscription, event)

@@ -86,13 +86,16 @@ class Selection:
             event.judged[self] = found
         return found
 
-    def row(self, table: tuple[str, str], key: Fields | None, row: Fields) -> tuple[Fields | None, Fields] | None:
-        """A row of a snapshot: its key and columns as they are shown; None where it is not in the set, or the rule can't be judged."""
-        values = Values(row)
-        if _holds(self._visibility.rule(table), values) is not True or (self._where is not None and not self._where.holds(values)):
+    def row(self, table: tuple[str, str], key: Fields | None, row: Fields | None) -> tuple[Fields | None, Fields | None] | Unseen | None:
+        """A snapshot's row, None where it is too large, as its key and columns are shown; None where it is not in the set."""
+        rule, hidden = self._visibility.rule(table), self._visibility.hidden(table)
+        values = Values(row if row is not None else key or {})
+        seen = _holds(rule, values)
+        if seen is None:
+            return Unseen(_forbidden(rule, table))
+        if not seen or (self._where is not None and not self._where.holds(values) and (row is not None or values.have(self._where.columns))):
             return None
-        hidden = self._visibility.hidden(table)
-        return _without(key, hidden), self.project(row, hidden)
+        return _without(key, hidden), None if row is None else self.project(row, hidden)
 
     def _judge(self, event: StreamEvent) -> Judgement:
         kind, table = _place(event.subject)
@@ -130,7 +133,7 @@ class _Judging:
     def judgement(self) -> Judgement:
         seen_new, seen_old = self._by_rule(_HAS_NEW, self._change.new), self._by_rule(_HAS_OLD, self._change.old)
         if seen_new is None or (seen_old is None and not seen_new):
-            return Unseen(None if self._change.truncated else self._forbidden())
+            return Unseen(None if self._change.truncated else _forbidden(self._rule, _place(self._event.subject)[1]))
         new, old = _both(seen_new, self._by_where(_HAS_NEW, self._change.new)), _both(seen_old, self._by_where(_HAS_OLD, self._change.old))
         if new is False and old is False:
             return None
@@ -180,14 +183,6 @@ class _Judging:
         same = key is not None and former is not None and {n: bytes(v) for n, v in key.items()} == {n: bytes(v) for n, v in former.items()}
         return event.message(".".join(event.subject.split(".")[:ROUTE_AT]), change.body(former, None, None, subject=same))
 
-    def _forbidden(self) -> str:
-        assert self._rule is not None
-        schema, table = _place(self._event.subject)[1]
-        return (
-            f"your token's rule for {schema}.{table} needs the columns {', '.join(sorted(self._rule.columns))} of the old row and the new, and its events "
-            "do not tell them: its owner must watch it with them in --columns, and with --old changed"
-        )
-
 
 _HAS_NEW: Final = frozenset(("insert", "read", "update"))
 _HAS_OLD: Final = frozenset(("update", "delete"))
@@ -206,6 +201,14 @@ def _holds(rule: Where | None, values: Values) -> bool | None:
     if rule is None:
         return True
     return rule.holds(values) if values.have(rule.columns) else None
+
+
+def _forbidden(rule: Where | None, table: tuple[str, str]) -> str:
+    names = "" if rule is None else ", ".join(sorted(rule.columns))
+    return (
+        f"your token's rule for {'.'.join(table)} needs the columns {names} of the old row and the new, and its events do not tell them: "
+        "its owner must watch it with them in --columns, and with --old changed"
+    )
 
 
 def _both(a: bool | None, b: bool | None) -> bool | None:

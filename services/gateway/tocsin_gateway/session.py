@@ -22,6 +22,7 @@ from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.recovery import BUFFER_OVERHEAD, Recovery
 from tocsin_gateway.selection import NO_MARK, Shown, Unseen
+from tocsin_gateway.snapshot import Row, Snapshots, shown_row
 from tocsin_gateway.subscription import State, Subscription
 
 DRAIN_SECONDS: Final = 0.01
@@ -31,7 +32,17 @@ class Session:
     """Belongs to one connection; `tasks` is that connection's TaskGroup. `shared` is the outbox where it can take raw frames."""
 
     def __init__(
-        self, hub: Hub, link: broker.Link, stream: str, access: Access, limits: Limits, metrics: Metrics, outbox: Outbox, tasks: asyncio.TaskGroup
+        self,
+        hub: Hub,
+        link: broker.Link,
+        stream: str,
+        access: Access,
+        limits: Limits,
+        metrics: Metrics,
+        outbox: Outbox,
+        tasks: asyncio.TaskGroup,
+        *,
+        snapshots: Snapshots,
     ) -> None:
         self._hub = hub
         self._limits = limits
@@ -43,7 +54,8 @@ class Session:
         self._gathered: list[Subscription] = []
         self._sharing: Pattern | None = None
         self._last: StreamEvent | None = None
-        self._recovery = Recovery(self, hub, link, stream, limits, metrics)
+        self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
+        self._snapshots = snapshots
         self.grant: Grant | None = access.anonymous()
 
     @property
@@ -68,7 +80,10 @@ class Session:
         for subscription in tuple(self._subscriptions.values()):
             try:
                 grant.check(subscription.pattern, subscription.id)
+                before = subscription.selection
                 subscription.select_under(grant.visibility)
+                if subscription.table is not None and subscription.state is State.REPLAYING and subscription.selection != before:
+                    raise ProtocolError("forbidden", "the token's rules changed while rows were sent; subscribe again", subscription.id)
             except ProtocolError as problem:
                 self.end_with(subscription, problem)
                 self._outbox.send(protocol.unsubscribed(subscription.id))
@@ -88,12 +103,14 @@ class Session:
         """Begin a subscription; `subscribed` follows when delivery is certain. Raises ProtocolError."""
         pattern, since = protocol.checked_pattern(request), protocol.checked_since(request)
         where, select = protocol.checked_where(request), protocol.checked_select(request)
+        table = self._snapshots.table_of(pattern, request.id) if since == "snapshot" else None
         if self.grant is None:
             raise ProtocolError("unauthenticated", 'send {"op": "auth", "token": "…"} first', request.id)
         self.grant.check(pattern, request.id)
         if request.id in self._subscriptions:
             raise ProtocolError("duplicate-id", f"a subscription with the id {request.id!r} is there already", request.id)
         if len(self._subscriptions) >= self._limits.subscriptions:
+            self._metrics.refused.labels("subscriptions").inc()
             raise ProtocolError("limit", f"{self._limits.subscriptions} subscriptions are allowed on one socket", request.id)
         if not self._hub.ready:
             raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
@@ -101,6 +118,7 @@ class Session:
         subscription = Subscription(request.id, pattern)
         subscription.where, subscription.select = where, select
         subscription.select_under(self.grant.visibility)
+        subscription.table = table
         self._subscriptions[request.id] = subscription
         self._metrics.subscriptions.inc()
         subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
@@ -261,3 +279,19 @@ class Session:
             self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK)]))
         else:
             self._send_judged(event, [subscription])
+
+    async def send_row(self, subscription: Subscription, row: Row) -> None:
+        """One row of a snapshot, once the client has taken most of what was sent before. Raises ProtocolError where its rule can't be judged."""
+        await self.drained()
+        subscription.enter(subscription.state)
+        assert subscription.table is not None
+        shown = shown_row(subscription.selection, subscription.table, row)
+        if isinstance(shown, Unseen):
+            raise ProtocolError("forbidden", shown.forbidden or "", subscription.id)
+        if shown is not None:
+            key, values = shown
+            json_id = subscription.json_id
+            self._outbox.send(protocol.large_row(json_id, key) if values is None else protocol.row(json_id, key, values))
+
+    def send_snapshot_end(self, subscription: Subscription, position: Position) -> None:
+        self._outbox.send(protocol.snapshot_end(subscription.id, position))

@@ -30,11 +30,15 @@ _POSITION: Final = re.compile(rb'"position":"([^"]+)"')
 
 
 class EventOutbox:
-    """Named events in a queue. While several subscriptions replay, events carry no id: a resume from one would skip the other's."""
+    """Named events in a queue. While several subscriptions replay, events carry no id: a resume from one would skip the other's.
+
+    Before a snapshot's end neither: a resume would skip the rest of its rows. `resumes_behind_rows`: from then on they do.
+    """
 
     def __init__(self, limit: int, gateway: Gateway) -> None:
         self.queue = QueueOutbox(limit, gateway.metrics.evictions.inc)
         self.may_resume = False
+        self.resumes_behind_rows = False
 
     @property
     def waiting(self) -> int:
@@ -45,8 +49,10 @@ class EventOutbox:
         if b"\n" in payload or b"\r" in payload:
             # White space between JSON's tokens, as a column of type json may hold it; here it would end the line.
             payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")
+        if name is not None and name[1] == b"snapshot-end" and self.resumes_behind_rows:
+            self.may_resume = True
         lines = [b"event: " + (name[1] if name else b"message")]
-        if place is not None and self.may_resume:
+        if place is not None and self.may_resume and name is not None and name[1] != b"row":
             lines.append(b"id: " + place[1])
         self.queue.send(b"\n".join((*lines, b"data: " + payload, b"", b"")))
         if name is not None and name[1] == b"error":
@@ -112,7 +118,8 @@ class EventStream(Response):
         if not subjects:
             raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")
         since = request.headers.get("last-event-id") or request.query_params.get("since", "now")
-        outbox.may_resume = len(subjects) == 1
+        outbox.may_resume = len(subjects) == 1 and since != "snapshot"
+        outbox.resumes_behind_rows = len(subjects) == 1
         for number, subject in enumerate(subjects):
             session.handle(protocol.from_query(str(number), subject, since, request.query_params.get("where"), request.query_params.getlist("select")))
         return None if session.grant is None else seconds_left(session.grant)

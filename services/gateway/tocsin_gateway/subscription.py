@@ -13,6 +13,7 @@ from tocsin_gateway.condition import Where
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.protocol import Reason
 from tocsin_gateway.selection import Selection
+from tocsin_gateway.snapshot import Table
 from tocsin_gateway.visibility import Visibility
 
 
@@ -30,13 +31,14 @@ class Subscription:
     `selection` is None where every event of the pattern is wanted as it is.
     """
 
-    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "select", "selection", "state", "task", "where")
+    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "select", "selection", "state", "table", "task", "where")
 
     def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
         self.id = id
         self.json_id = msgspec.json.encode(id)
         self.pattern = pattern
         self.where: Where | None = None
+        self.table: Table | None = None
         self.select: frozenset[str] | None = None
         self.selection: Selection | None = None
         self.state = State.JOINING

@@ -102,7 +102,7 @@ def test_since_is_now_start_an_age_or_a_position(since: str, meaning: object) ->
     assert protocol.checked_since(Subscribe("a", "pg.>", since)) == meaning
 
 
-@pytest.mark.parametrize("since", ["", "yesterday", "-5m", "k3v9q2m7xa--1", "k3v9q2m7xa-1.5", "K3V9-1", "snapshot", "99999999999999d", "5m\n"])
+@pytest.mark.parametrize("since", ["", "yesterday", "-5m", "k3v9q2m7xa--1", "k3v9q2m7xa-1.5", "K3V9-1", "99999999999999d", "5m\n"])
 def test_other_places_are_refused_with_what_is_allowed(since: str) -> None:
     with pytest.raises(ProtocolError, match=r"now|snapshot") as refused:
         protocol.checked_since(Subscribe("a", "pg.>", since))
