@@ -93,6 +93,7 @@ class Progress:
         return {(row["seq"], row["copy"]) for row in await self._lead.fetch(QUERIES["quarantined"])}
 
     async def quarantine(self, seq: int, copy: bool, subject: str, reason: str, body: bytes) -> None:
+        """Durable, and announced by an event, at return."""
         await self._lead.execute(QUERIES["quarantine"], seq, copy, subject, reason, body)
 
 

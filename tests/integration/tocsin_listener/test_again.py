@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
 
-from tests.integration.tocsin_listener.test_listener import Start, messages, start
+from tests.integration.tocsin_listener.test_listener import ANNOUNCED, Start, messages, start
 from tocsin.errors import OperatorError
 from tocsin.event import EPOCH, decode_event
 from tocsin.position import Position
+from tocsin.settings import Settings
 from tocsin_listener.quarantine import refusals, retry
 from tocsin_listener.replay import parse_since, replay
 from tocsin_listener.watch import watch
@@ -34,6 +37,15 @@ async def poisoned(connection: asyncpg.Connection, key: int) -> None:
     )
 
 
+async def announcement(nats: Client, settings: Settings) -> bytes:
+    """The last event that announces a refusal; it comes with the batch behind."""
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(NotFoundError):
+                return (await nats.jetstream().get_last_msg(settings.stream_name, f"pg.{settings.source_name}{ANNOUNCED}")).data or b""
+            await asyncio.sleep(0.02)
+
+
 async def test_a_poisonous_event_is_set_aside_and_what_follows_goes_on(start: Start, installed: asyncpg.Connection, nats: Client) -> None:
     await installed.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await watch(installed, ["t"])
@@ -45,6 +57,8 @@ async def test_a_poisonous_event_is_set_aside_and_what_follows_goes_on(start: St
         found = await messages(nats, settings, 2)
         assert [decode_event(m.data).data["key"] for m in found] == [{"id": 1}, {"id": 3}]
         (refused,) = await refusals(installed)
+        told = decode_event(await announcement(nats, settings))
+        assert (told.type, told.data["sequence"], told.data["reason"]) == ("tocsin.quarantined", str(refused.seq), refused.reason)
         assert (refused.fate, "longer" in refused.reason) == ("waiting", True)
         # What it was refused for is mended: here, the subject.
         await installed.execute(f"UPDATE tocsin.quarantine SET subject = replace(subject, '.{POISON}', '')")

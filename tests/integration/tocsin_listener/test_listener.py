@@ -22,6 +22,8 @@ from tocsin.stack.process import free_port
 from tocsin_listener.__main__ import serve
 from tocsin_listener.watch import watch
 
+ANNOUNCED = ".event.tocsin.quarantined"
+
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Settings]]
 
 
@@ -52,15 +54,16 @@ async def until_ready(settings: Settings) -> None:
 
 
 async def messages(nats: Client, settings: Settings, count: int) -> list[Msg]:
-    """The stream's first `count` messages but the canary's."""
+    """The stream's first `count` messages but the canary's, and what announces a refusal."""
     context = nats.jetstream()
     subscription = await context.pull_subscribe(f"{settings.subject_prefix}.>", stream=settings.stream_name, config=ConsumerConfig(ack_policy=AckPolicy.ALL))
     found: list[Msg] = []
     async with asyncio.timeout(15):
         while len(found) < count:
             with contextlib.suppress(TimeoutError):
-                found += await subscription.fetch(min(500, count - len(found)), timeout=1)
-                await found[-1].ack()
+                some = await subscription.fetch(min(500, count - len(found)), timeout=1)
+                await some[-1].ack()
+                found += [message for message in some if not message.subject.endswith(ANNOUNCED)]
     await subscription.unsubscribe()
     return found
 

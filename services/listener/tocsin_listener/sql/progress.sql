@@ -23,4 +23,10 @@ VALUES (($1::bigint / 10000 % 2)::smallint, $1, $2::text::pg_snapshot, $3::text:
 SELECT seq, copy FROM tocsin.quarantine
 
 -- name: quarantine
-INSERT INTO tocsin.quarantine (seq, copy, subject, reason, message) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+-- Set aside, and announced on event.tocsin.quarantined, in one transaction and once; the announcement itself is not announced.
+WITH aside AS (
+    INSERT INTO tocsin.quarantine (seq, copy, subject, reason, message) VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT DO NOTHING RETURNING seq, copy, subject, reason
+)
+SELECT tocsin.emit('tocsin.quarantined', jsonb_build_object('sequence', seq::text, 'copy', copy, 'subject', left(subject, 500), 'reason', reason))
+FROM aside WHERE subject NOT LIKE '%.event.tocsin.quarantined'
