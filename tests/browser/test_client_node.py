@@ -1,0 +1,162 @@
+"""clients/tocsin.js under Node, over real gateways; the browser's tests are in tests/browser."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import jwt
+import msgspec
+import pytest
+import pytest_asyncio
+
+from tests.support.pipeline import Pipeline, pipeline
+
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "clients/tocsin.js"
+SECRET = "a secret of at least thirty-two bytes"
+TABLE = "CREATE TABLE orders (id int PRIMARY KEY, status text NOT NULL)"
+ORDERS = "pg.shop.change.public.orders.*"
+
+# With the browser's tests, since like a browser Node is no dependency of Tocsin's.
+pytestmark = pytest.mark.browser
+
+
+@dataclass(slots=True)
+class Follower:
+    """A Node process, and what it said."""
+
+    process: asyncio.subprocess.Process
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[int]:
+        return [line["key"] for line in self.said if "key" in line]
+
+    async def until(self, enough: Any, patience: float = 30) -> None:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(patience):
+            while not enough(self.said):
+                line = await self.process.stdout.readline()
+                assert line, f"node ended: {self.said[-5:]}"
+                self.said.append(msgspec.json.decode(line))
+
+    async def until_state(self, state: str) -> None:
+        await self.until(lambda said: any(line.get("state") == state for line in said))
+
+
+@contextlib.asynccontextmanager
+async def follow(folder: Path, url: str, subject: str = ORDERS, **options: Any) -> AsyncIterator[Follower]:
+    asked = msgspec.json.encode({"url": url, "subject": subject, **options}).decode()
+    process = await asyncio.create_subprocess_exec(
+        *("node", str(ROOT / "tests/support/node_client.mjs"), str(folder / "client.mjs"), str(folder / "position"), asked), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        yield Follower(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest_asyncio.fixture(scope="module")
+async def running() -> AsyncIterator[Pipeline]:
+    async with pipeline() as started:
+        connection = await asyncpg.connect(started.source_url)
+        await connection.execute(TABLE)
+        await connection.close()
+        await started.tocsin("install")
+        await started.tocsin("watch", "orders")
+        await started.start("listener")
+        await started.start("gateway")
+        yield started
+
+
+@pytest_asyncio.fixture
+async def shop(running: Pipeline) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(running.source_url)
+    await connection.execute("DELETE FROM orders")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """With the client as a module of its own, as one would copy it."""
+    shutil.copy(CLIENT, tmp_path / "client.mjs")
+    return tmp_path
+
+
+async def test_a_killed_gateway_costs_delay_and_no_event_and_a_restarted_client_goes_on(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+    async with follow(folder, running.gateway_url, keep="orders") as client:
+        await client.until_state("live")
+        await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(1, 50) n")
+        await client.until(lambda _: len(client.keys) >= 50)
+        await running.kill("gateway")
+        await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(51, 90) n")
+        await client.until_state("retrying")
+        await running.start("gateway")
+        await client.until(lambda _: len(client.keys) >= 90)
+        assert client.keys == list(range(1, 91))
+        client.process.terminate()
+        await client.until_state("closed")
+        assert await client.process.wait() == 0, "a closed subscription must let the process end"
+    await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(91, 100) n")
+    async with follow(folder, running.gateway_url, keep="orders") as again:
+        await again.until(lambda _: len(again.keys) >= 10)
+        assert again.keys == list(range(91, 101)), "kept, and gone on from, across processes"
+
+
+async def test_where_and_select_say_who_enters_and_leaves(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+    async with follow(folder, running.gateway_url, where={"status": {"eq": "paid"}}, select=["id"]) as client:
+        await client.until_state("live")
+        await shop.execute("INSERT INTO orders VALUES (1, 'new'), (2, 'paid')")
+        await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
+        await shop.execute("UPDATE orders SET status = 'sent' WHERE id = 2")
+        await client.until(lambda _: len(client.keys) >= 3)
+    events = [line for line in client.said if "key" in line]
+    assert [(line["key"], line["change"]) for line in events] == [(2, "enter"), (1, "enter"), (2, "leave")]
+    assert events[0]["new"] == {"id": 2}
+
+
+async def test_a_snapshot_brings_the_rows_and_then_what_changes(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+    await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(1, 20) n")
+    async with follow(folder, running.gateway_url, since="snapshot") as client:
+        await client.until(lambda said: said[-1:] == [{"mark": "snapshot-end"}])
+        await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 7")
+        await client.until(lambda _: client.keys == [7])
+    rows = [line["row"] for line in client.said if "row" in line]
+    assert sorted(row["id"] for row in rows) == list(range(1, 21))
+    assert [line["mark"] for line in client.said if "mark" in line] == ["snapshot-begin", "snapshot-end"]
+
+
+async def test_a_refusal_ends_it_with_its_code(running: Pipeline, folder: Path) -> None:
+    for options, code in (({"subject": "a..b"}, "bad-subject"), ({"since": "yesterday"}, "bad-since"), ({"where": {"id": {"is": 1}}}, "bad-where")):
+        async with follow(folder, running.gateway_url, **{"subject": ORDERS, **options}) as client:
+            await client.until_state("closed")
+            await client.until(lambda said, code=code: {"failed": code} in said)
+
+
+async def test_a_token_goes_with_an_event_stream_and_an_iterator_ends_with_the_refusal(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+    port = str(int(running.environment["TOCSIN_GATEWAY_PORT"]))
+    await running.stop("gateway")
+    try:
+        await running.start("gateway", name="guarded", TOCSIN_JWT_SECRET=SECRET)
+        url = f"http://127.0.0.1:{port}"
+        async with follow(folder, url, iterate=True, token="nonsense") as refused:
+            await refused.until(lambda said: {"failed": "unauthenticated"} in said)
+        token = jwt.encode({"exp": time.time() + 60, "subscribe": [ORDERS]}, SECRET, "HS256")
+        async with follow(folder, url, iterate=True, token=token) as client:
+            await client.until_state("live")
+            await shop.execute("INSERT INTO orders VALUES (1, 'new')")
+            await client.until(lambda _: client.keys == [1])
+    finally:
+        await running.stop("guarded")
+        await running.start("gateway")
