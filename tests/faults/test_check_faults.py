@@ -41,11 +41,21 @@ class Pair:
 
 @pytest_asyncio.fixture(scope="module")
 async def pair() -> AsyncIterator[Pair]:
+    async with running_pair() as both:
+        yield both
+
+
+@contextlib.asynccontextmanager
+async def running_pair(**configuration: str) -> AsyncIterator[Pair]:
+    """Two servers with these settings, and the table t replicated."""
     with tempfile.TemporaryDirectory(prefix="tocsin-check-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)
         both = Pair(
-            *(PostgresServer(folder / side, free_port(), configuration=FAST | {"wal_retrieve_retry_interval": "100ms"}) for side in ("source", "replica"))
+            *(
+                PostgresServer(folder / side, free_port(), configuration=FAST | {"wal_retrieve_retry_interval": "100ms"} | configuration)
+                for side in ("source", "replica")
+            )
         )
         await both.source.start()
         await both.replica.start()
