@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="The audience that a token must name")
     jwt_issuer: str | None = Field(None, description="The issuer that a token must name")
     allowed_origins: Names = Field((), description="Origins whose pages may connect, separated by commas; the gateway's own is always allowed")
+    trusted_proxies: Names = Field((), description="Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed, separated by commas")
+    limits: Names = Field((), description="Changes of the gateway's limits, such as subscriptions=256,connections_per_user=1000; docs/limits.md lists them")
     insecure: bool = Field(False, description="1 serves without tokens on an address other than loopback")
     otlp_url: str | None = Field(None, description="OpenTelemetry collector that takes traces (OTLP over HTTP), such as http://127.0.0.1:4318; default: none")
     trace_sample: float = Field(0.01, ge=0, le=1, description="Share of batches whose first event is traced; an application's own sampled trace always is")

@@ -20,8 +20,8 @@ from tocsin_gateway.access import Access, check_exposure
 from tocsin_gateway.app import STATIC, create_app
 from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.gateway import Gateway
-from tocsin_gateway.limits import Limits
-from tocsin_gateway.server import FrameProtocol, with_deadline
+from tocsin_gateway.limits import Limits, chosen_limits
+from tocsin_gateway.server import protocols
 from tocsin_gateway.state import State, state_route
 from tocsin_gateway.tracing import Tracing
 from tocsin_gateway.why import Why, why_route
@@ -36,7 +36,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
     tls = certificate(settings.gateway_tls_cert, settings.gateway_tls_key)
     scheme = "http" if tls is None else "https"
     sock = bind(settings.gateway_host, settings.gateway_port, "TOCSIN_GATEWAY_PORT")
-    limits = limits or Limits()
+    limits = limits or chosen_limits(settings.limits)
     try:
         async with broker.connecting(settings.nats_servers, name="tocsin-gateway", login=settings.nats_login) as link:
             gateway = Gateway(
@@ -50,6 +50,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                 replicas=settings.stream_replicas,
                 database_url=settings.database_url,
             )
+            http_protocol, socket_protocol = protocols(limits, gateway.over_limit)
             async with asyncio.TaskGroup() as group:
                 exporting = group.create_task(_traced(gateway, settings.otlp_url)) if settings.otlp_url is not None else None
                 running = group.create_task(gateway.run())
@@ -66,8 +67,8 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     _app(settings, gateway, link),
                     sock,
                     drained,
-                    ws=FrameProtocol,
-                    http=with_deadline(limits.handshake_seconds),
+                    ws=socket_protocol,
+                    http=http_protocol,
                     ws_max_size=limits.message_bytes,
                     ws_per_message_deflate=False,
                     ws_ping_interval=20.0,
@@ -75,6 +76,8 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                     timeout_graceful_shutdown=2,
                     log_level="warning",
                     server_header=False,
+                    proxy_headers=bool(settings.trusted_proxies),
+                    forwarded_allow_ips=list(settings.trusted_proxies),
                     **({"ssl_context_factory": lambda *_: tls.context} if tls is not None else {}),
                 )
                 if renewing is not None:

@@ -14,7 +14,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Grant, seconds_left
-from tocsin_gateway.credentials import Credentials, chosen_protocol, presented
+from tocsin_gateway.census import Visit
+from tocsin_gateway.credentials import Credentials, chosen_protocol, client_address, presented
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
 from tocsin_gateway.outbox import EXTENSION, QueueOutbox, SocketOutbox
@@ -46,14 +47,25 @@ class Connection:
         if self._gateway.stopping:
             await self._socket.send_denial_response(Response("this gateway stops: come again", 503, {"retry-after": "1"}))
             return
+        try:
+            visit = self._gateway.census.enter(client_address(self._socket))
+        except ProtocolError as problem:
+            await self._socket.send_denial_response(Response(str(problem), 503 if problem.code == "unavailable" else 429, {"retry-after": "5"}))
+            return
+        try:
+            await self._welcomed(visit)
+        finally:
+            visit.leave()
+
+    async def _welcomed(self, visit: Visit) -> None:
         await self._socket.accept(chosen_protocol(self._socket))
         async with asyncio.TaskGroup() as tasks:
             outbox, sending = self._outbox(tasks)
             session = self._gateway.open("websocket", outbox, tasks)
             try:
                 outbox.send(protocol.welcome(self._gateway.limits, auth=self._gateway.access.needs_token))
-                await self._begin(session, outbox)
-                await self._receive(session, outbox)
+                await self._begin(session, visit, outbox)
+                await self._receive(session, visit, outbox)
             except WebSocketDisconnect:
                 pass
             finally:
@@ -84,12 +96,12 @@ class Connection:
             await asyncio.wait((sending,), timeout=EVICT_SECONDS)
         sending.cancel()
 
-    async def _begin(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _begin(self, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
         """What the handshake already says: a token in its headers or a ticket, subjects in its query."""
         try:
             credentials = presented(self._socket)
             if credentials != Credentials() and self._gateway.access.needs_token:
-                self._granted((await self._gateway.verified(credentials)).grant, session, outbox)
+                self._granted((await self._gateway.verified(credentials)).grant, session, visit, outbox)
             elif session.grant is None:
                 self._set_timer(self._gateway.limits.auth_seconds, outbox, Close.AUTH_TIMEOUT, "no token came in time")
         except ProtocolError as problem:
@@ -105,7 +117,7 @@ class Connection:
                     outbox.close(Close.UNAUTHENTICATED, _close_reason(problem))
                     return
 
-    async def _receive(self, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _receive(self, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -115,19 +127,20 @@ class Connection:
                 outbox.close(Close.BAD_MESSAGE, "messages are text frames with a JSON object")
                 return
             if not self._within_rate():
+                self._gateway.over_limit("messages_per_second")
                 outbox.close(Close.OVER_LIMIT, f"more than {self._gateway.limits.messages_per_second} messages a second")
                 return
             try:
-                await self._handle(protocol.decode(text), session, outbox)
+                await self._handle(protocol.decode(text), session, visit, outbox)
             except ProtocolError as problem:
                 self._tell(problem, outbox)
 
-    async def _handle(self, message: protocol.ClientMessage, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _handle(self, message: protocol.ClientMessage, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
         if not isinstance(message, protocol.Auth):
             session.handle(message)
             return
         try:
-            self._granted((await self._gateway.authenticate(message.token)).grant, session, outbox)
+            self._granted((await self._gateway.authenticate(message.token)).grant, session, visit, outbox)
         except ProtocolError as problem:
             self._refuse(problem, outbox)
 
@@ -135,7 +148,8 @@ class Connection:
         self._tell(problem, outbox)
         outbox.close(_CLOSES.get(problem.code, Close.UNAUTHENTICATED), _close_reason(problem))
 
-    def _granted(self, grant: Grant, session: Session, outbox: SocketOutbox | QueueOutbox) -> None:
+    def _granted(self, grant: Grant, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
+        visit.belongs_to(grant.user)
         session.admit(grant)
         left = seconds_left(grant)
         self._set_timer(left, outbox, Close.UNAUTHENTICATED, "the token has expired")
@@ -145,7 +159,12 @@ class Connection:
             self._timer.cancel()
             self._timer = None
         if seconds is not None and outbox is not None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, outbox.close, code, reason)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._time_is_up, outbox, code, reason)
+
+    def _time_is_up(self, outbox: SocketOutbox | QueueOutbox, code: int, reason: str) -> None:
+        if code == Close.AUTH_TIMEOUT:
+            self._gateway.over_limit("auth_seconds")
+        outbox.close(code, reason)
 
     def _tell(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
         self._gateway.metrics.errors.labels(problem.code).inc()

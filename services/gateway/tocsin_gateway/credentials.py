@@ -43,6 +43,11 @@ def presented(request: HTTPConnection) -> Credentials:
     return Credentials(token.strip() or offered.removeprefix(TOKEN_PREFIX) or None, request.query_params.get("ticket") or None)
 
 
+def client_address(request: HTTPConnection) -> str | None:
+    """Where it comes from; behind a proxy of TOCSIN_TRUSTED_PROXIES, what that says."""
+    return request.client.host if request.client is not None else None
+
+
 def offered_protocols(request: HTTPConnection) -> list[str]:
     return [name.strip() for line in request.headers.getlist("sec-websocket-protocol") for name in line.split(",") if name.strip()]
 

@@ -15,6 +15,7 @@ from tocsin.service import Readiness
 from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
 from tocsin_gateway.census import Census
 from tocsin_gateway.credentials import Credentials
+from tocsin_gateway.history import History
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
 from tocsin_gateway.metrics import Metrics
@@ -57,6 +58,7 @@ class Gateway:
         self._checks_host = not access.needs_token and not trusts_names
         self._link = link
         self._stream = stream
+        self.history = History(link, stream)
         self._snapshots = Snapshots(database_url, stream, source)
         self._sessions: dict[Session, str] = {}
         self._stopping = False
@@ -70,6 +72,11 @@ class Gateway:
         """Whether the page that a request comes from, if any, may connect."""
         host = headers.get("host")
         return origin_allowed(headers.get("origin"), host, self._origins) and (not self._checks_host or host_allowed(host, self._origins))
+
+    def cross_origin(self, headers: Headers) -> dict[str, str]:
+        """What a response says so that the browser lets a page of an allowed origin read it."""
+        origin = headers.get("origin")
+        return {"access-control-allow-origin": origin, "vary": "origin"} if origin is not None and self.welcomes(headers) else {}
 
     async def grant(self, credentials: Credentials) -> Grant | None:
         """What credentials give; without any, what anybody may, which is None where a token is needed. Raises ProtocolError."""

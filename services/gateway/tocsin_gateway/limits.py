@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from tocsin.errors import OperatorError
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes in bytes, times in seconds, rates per second. `replays` are those at once on one socket; more wait for their turn."""
+    """Of one worker. Sizes in bytes, times in seconds, rates per second. `replays` are those at once on one socket; more wait for their turn.
+
+    docs/limits.md says of each what it is for, and what a client over it sees.
+    """
 
     message_bytes: int = 65_536
     messages_per_second: int = 100
     subscriptions: int = 128
     outbox_bytes: int = 1 << 20
     replays: int = 16
+    connections: int = 20_000
+    connections_per_address: int = 1_000
+    connections_per_user: int = 256
+    publish_bytes: int = 16_384
+    header_bytes: int = 32_768
     auth_seconds: float = 10.0
     handshake_seconds: float = 10.0
 
+
+def chosen_limits(changes: Iterable[str]) -> Limits:
+    """The defaults with changes such as `subscriptions=256`. Raises OperatorError that names TOCSIN_LIMITS, what is wrong and what is allowed."""
+    values: dict[str, float] = {}
+    for change in changes:
+        name, _, text = change.partition("=")
+        name = name.strip()
+        if name not in Limits.__struct_fields__:
+            raise OperatorError(f"TOCSIN_LIMITS: there is no limit {name!r}", f"these are there: {', '.join(Limits.__struct_fields__)}", exit_code=2)
+        kind = type(getattr(Limits(), name))
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < MAX_LIMIT:
+            kinds = "a number of seconds" if kind is float else "a whole number"
+            raise OperatorError(f"TOCSIN_LIMITS: {change!r} is not one", f"{kinds} over 0 is allowed, such as {name}={getattr(Limits(), name)}", exit_code=2)
+        values[name] = value
+    return Limits(**values)  # type: ignore[arg-type]  # each of its own kind
+
+
+MAX_LIMIT: Final = 1 << 40
 
 EVICT_SECONDS: Final = 1.0
 """How long a slow client has to take its close frame before its transport is aborted."""
@@ -28,6 +61,13 @@ POSITION_SECONDS: Final = 30.0
 REPLAY_PAGE: Final = 256
 REPLAY_PAGE_BYTES: Final = 256 << 10
 JOIN_BUFFER_BYTES: Final = 512 << 10
+
+HISTORY_LIMIT: Final = 1000
+HISTORY_BYTES: Final = 4 << 20
+HISTORY_PAGES: Final = 40
+HISTORY_READS: Final = 8
+HISTORY_SECONDS: Final = 15.0
+"""Of `GET /events`: events and bytes of one answer, pages looked at for it, reads at once, and the time of each."""
 
 DRAIN_GROUP: Final = 50
 DRAIN_STEP_SECONDS: Final = 0.1

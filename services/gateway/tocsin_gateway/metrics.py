@@ -6,6 +6,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from tocsin_gateway.limits import Limits
 from tocsin_gateway.protocol import Reason
 
 
@@ -25,4 +26,7 @@ class Metrics:
         for reason in get_args(Reason):
             # From 0 on, or an alert on its increase would miss the first one.
             self.unrecovered.labels(reason)
+        self.refused = Counter("tocsin_gateway_refused", "What clients were over, by the limit's name", ["limit"], registry=registry)
+        for limit in Limits.__struct_fields__:
+            self.refused.labels(limit)
         self.consumer_resets = Counter("tocsin_gateway_consumer_resets", "Times that the stream had to be read anew", registry=registry)

@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame
 from websockets.http11 import Request
 
@@ -22,6 +24,7 @@ from tocsin_gateway.protocol import Close
 
 ABORT: Final = "tocsin.abort"
 PINGS_PER_SECOND: Final = 100
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class _Writer:
@@ -78,6 +81,7 @@ class FrameProtocol(WebSocketsSansIOProtocol):
             self._pings, self._pings_since = 0, now
         self._pings += 1
         if self._pings > PINGS_PER_SECOND and not self.close_sent:
+            self.on_limit("messages_per_second")
             _Writer(self).close(Close.OVER_LIMIT, f"more than {PINGS_PER_SECOND} pings a second")
             # Whoever floods us need not wait for what he does not read.
             self.loop.call_soon(self.transport.abort)
@@ -86,12 +90,37 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         if event.data or event.fin:
             super().handle_cont(event)
 
+    def on_limit(self, name: str) -> None:
+        """What the client was over; see `protocols`."""
+
+    def handle_parser_exception(self) -> None:
+        if isinstance(self.conn.parser_exc, PayloadTooBig):
+            self.on_limit("message_bytes")
+        super().handle_parser_exception()
+
 
 class DeadlineProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with a deadline for the request's head, in seconds."""
 
     seconds = Limits().handshake_seconds
+    header_bytes = Limits().header_bytes
     _deadline: asyncio.TimerHandle | None = None
+    _head = 0
+
+    def on_limit(self, name: str) -> None:
+        """What the client was over; see `protocols`."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is not None:
+            # What comes in one read may be the body's already.
+            read, self._head = self._head, self._head + len(data)
+            if read > self.header_bytes:
+                self.on_limit("header_bytes")
+                self._end_deadline()
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+                return
+        super().data_received(data)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -113,7 +142,12 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _begin_deadline(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.seconds, self.transport.abort)
+            self._head = 0
+            self._deadline = self.loop.call_later(self.seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        self.on_limit("handshake_seconds")
+        self.transport.abort()
 
     def _end_deadline(self) -> None:
         if self._deadline is not None:
@@ -121,10 +155,18 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._deadline = None
 
 
-def with_deadline(limit: float) -> type[DeadlineProtocol]:
-    """The protocol with another deadline."""
+def protocols(limits: Limits, on_limit: Callable[[str], None]) -> tuple[type[DeadlineProtocol], type[FrameProtocol]]:
+    """The protocols for HTTP and WebSockets with these limits; `on_limit` is called with the name of one that a client was over."""
 
-    class Protocol(DeadlineProtocol):
-        seconds = limit
+    class Http(DeadlineProtocol):
+        seconds = limits.handshake_seconds
+        header_bytes = limits.header_bytes
 
-    return Protocol
+        def on_limit(self, name: str) -> None:
+            on_limit(name)
+
+    class Socket(FrameProtocol):
+        def on_limit(self, name: str) -> None:
+            on_limit(name)
+
+    return Http, Socket

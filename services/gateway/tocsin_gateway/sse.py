@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from tocsin_gateway import protocol
 from tocsin_gateway.access import seconds_left
-from tocsin_gateway.credentials import Credentials, presented
+from tocsin_gateway.census import Visit
+from tocsin_gateway.credentials import Credentials, client_address, presented
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
@@ -78,18 +79,26 @@ class EventStream(Response):
         if self._gateway.stopping:
             await Response("this gateway stops: come again", 503, {"retry-after": "1", **self._cross_origin()})(scope, receive, send)
             return
+        try:
+            visit = self._gateway.census.enter(client_address(self._request))
+        except ProtocolError as problem:
+            await self._refuse(problem)(scope, receive, send)
+            return
+        try:
+            await self._stream(visit, scope, receive, send)
+        finally:
+            visit.leave()
+
+    async def _stream(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
         outbox = EventOutbox(self._gateway.limits.outbox_bytes, self._gateway)
         async with asyncio.TaskGroup() as tasks:
             session = self._gateway.open("sse", outbox, tasks)
             watching = tasks.create_task(self._until_gone(receive, outbox))
             try:
                 try:
-                    expires = await self._subscribe(session, outbox)
+                    expires = await self._subscribe(session, visit, outbox)
                 except ProtocolError as problem:
-                    self._gateway.metrics.errors.labels(problem.code).inc()
-                    body = {"code": problem.code, "message": str(problem)}
-                    headers = {**self._cross_origin(), **({"retry-after": "1"} if problem.code == "unavailable" else {})}
-                    await JSONResponse(body, _STATUS.get(problem.code, 400), headers)(scope, receive, send)
+                    await self._refuse(problem)(scope, receive, send)
                     return
                 sending = tasks.create_task(self._send(session, outbox, expires, send))
                 await outbox.queue.closed.wait()
@@ -101,19 +110,26 @@ class EventStream(Response):
                 watching.cancel()
                 self._gateway.close(session)
 
+    def _refuse(self, problem: ProtocolError) -> JSONResponse:
+        self._gateway.metrics.errors.labels(problem.code).inc()
+        headers = {**self._cross_origin(), **({"retry-after": "1"} if problem.code in ("unavailable", "limit") else {})}
+        return JSONResponse({"code": problem.code, "message": str(problem)}, _STATUS.get(problem.code, 400), headers)
+
     def _cross_origin(self) -> dict[str, str]:
         """So that the browser lets a page of an allowed origin read what it may."""
         origin = self._request.headers.get("origin")
         allowed = origin is not None and self._gateway.welcomes(self._request.headers)
         return {"access-control-allow-origin": origin, "vary": "origin"} if allowed and origin is not None else {}
 
-    async def _subscribe(self, session: Session, outbox: EventOutbox) -> float | None:
+    async def _subscribe(self, session: Session, visit: Visit, outbox: EventOutbox) -> float | None:
         request = self._request
         if not self._gateway.welcomes(request.headers):
             raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
         credentials = presented(request)
         if credentials != Credentials() and self._gateway.access.needs_token:
-            session.grant = (await self._gateway.verified(credentials)).grant
+            grant = (await self._gateway.verified(credentials)).grant
+            visit.belongs_to(grant.user)
+            session.grant = grant
         subjects = request.query_params.getlist("subject")
         if not subjects:
             raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")
