@@ -12,7 +12,7 @@ from tocsin.cli.source import DatabaseUrl, with_source
 
 
 def command(
-    seqs: Annotated[list[int] | None, typer.Argument(metavar="[SEQ]…", help="Journal sequences, as --list shows them; none means all.")] = None,
+    seqs: Annotated[list[int] | None, typer.Argument(metavar="SEQ", help="Journal sequences, as --list shows them; none means all.")] = None,
     only_list: Annotated[bool, typer.Option("--list", help="Show what is set aside and why, and send nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Send also what a later change of the same row has overtaken.")] = False,
     database_url: DatabaseUrl = None,
