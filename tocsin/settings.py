@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -105,6 +106,16 @@ class Settings(BaseSettings):
     def _odd(cls, value: int) -> int:
         if value not in (1, 3, 5):
             raise ValueError("1, 3 or 5 is allowed")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ip_network(text)
+            except ValueError:
+                raise ValueError("addresses and networks such as 10.0.0.5 and 10.1.0.0/16 are allowed, separated by commas") from None
         return value
 
     @field_validator("nats_url")

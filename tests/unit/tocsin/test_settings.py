@@ -15,6 +15,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["*", "proxy.example", "10.0.0.1/8", "10.0.0.5, *"])
+def test_only_addresses_and_networks_are_trusted_proxies(text: str) -> None:
+    with pytest.raises(OperatorError) as problem:
+        load_settings(trusted_proxies=text)
+    assert "TOCSIN_TRUSTED_PROXIES" in str(problem.value)
+    assert load_settings(trusted_proxies="10.0.0.5, fd00::/8").trusted_proxies == ("10.0.0.5", "fd00::/8")
+
+
 def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".env").write_text("TOCSIN_GATEWAY_PORT=1\nTOCSIN_CHECK_PORT=1\nTOCSIN_LISTENER_PORT=1\n")
     monkeypatch.setenv("TOCSIN_GATEWAY_PORT", "2")
