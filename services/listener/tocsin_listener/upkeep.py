@@ -11,7 +11,8 @@ from tocsin_listener.leader import Lead
 from tocsin_listener.meters import Meters
 
 CANARY_EVERY: Final = 10.0
-RETENTION_EVERY: Final = 30.0
+RETENTION_EVERY: Final = 5.0
+"""Seconds. Often, since a leaf that the relay is just reading is left for the next time, and the written one grows meanwhile."""
 LEAVES: Final = 8
 JOURNAL_BYTES: Final = 1 << 30
 JOURNAL_AGE: Final = timedelta(hours=24)
