@@ -49,8 +49,11 @@ test: setup-dev  ## every test that needs no Docker and no browser
 test-slow: setup-dev  ## soaks and matrices, minutes long
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
 
+# Left out: what PostgreSQL 18 alone counts (conflicts), and a source on this machine's loopback, which a container's replica can't reach.
+FINDINGS := tests/integration/tocsin_check/test_findings.py
 test-containers: setup-dev  ## the integration tests against the public images, and the compose file (needs Docker)
-	TOCSIN_TEST_BACKEND=containers $(PYTEST) -m "not browser and not slow" tests/integration $(ARGS)
+	TOCSIN_TEST_BACKEND=containers $(PYTEST) -m "not browser and not slow" tests/integration $(ARGS) \
+		--deselect $(FINDINGS)::test_each_fault_of_the_subscription --deselect $(FINDINGS)::test_a_lost_slot_is_told_and_its_fix_mends_it
 	$(PYTEST) -m containers tests/acceptance $(ARGS)
 
 test-matrix: setup-dev  ## the core tests on other versions of PostgreSQL, NATS and Python (ARGS: which)
