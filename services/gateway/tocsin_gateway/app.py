@@ -18,6 +18,7 @@ from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.connection import Connection
 from tocsin_gateway.credentials import presented
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.history_route import history_route
 from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.sse import EventStream
 from tocsin_gateway.ticket_office import ticket_office
@@ -51,7 +52,7 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
         redoc_url=None,
     )
     add_health(app, gateway.registry, gateway.readiness)
-    for router in (ticket_office(gateway), *routers):
+    for router in (ticket_office(gateway), history_route(gateway), *routers):
         app.include_router(router)
 
     @app.websocket("/ws")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from tocsin import broker
@@ -20,7 +19,7 @@ from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import REPLAY_PAGE, Limits
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.protocol import ProtocolError, Reason
-from tocsin_gateway.replay import Hole, Pages, catch_up, reach, start_of_age
+from tocsin_gateway.replay import Hole, Pages, catch_up, present, reach, start_of
 from tocsin_gateway.snapshot import Moment, Snapshots
 from tocsin_gateway.subscription import State, Subscription
 
@@ -32,7 +31,6 @@ TURN_SECONDS: Final = 10.0
 BUFFER_OVERHEAD: Final = 256
 SNAPSHOT_SECONDS: Final = 300.0
 CHANGED: Final = "the stream lost events while the snapshot was read; subscribe again"
-OLDEST: Final = timedelta(days=3650)
 
 
 class Recovery:
@@ -53,14 +51,14 @@ class Recovery:
     async def run(self, subscription: Subscription, since: protocol.Since) -> None:
         try:
             told = since == "snapshot"
-            start = await self._snapshot(subscription) if since == "snapshot" else await self._start(since)
+            start = await self._snapshot(subscription) if since == "snapshot" else await start_of(self._link, self._stream, since)
             while isinstance(start, Position):
                 try:
                     await self._replay(subscription, start, told=told)
                 except Hole as hole:
                     # What `start` means moves on with a stream that drops its oldest events all the time.
                     again = since == "start" and subscription.state is State.JOINING
-                    start = await self._start(since) if again else hole.reason
+                    start = await start_of(self._link, self._stream, since) if again else hole.reason
                 else:
                     return
             await self._go_live(subscription, start)
@@ -75,7 +73,7 @@ class Recovery:
         Raises ProtocolError, Unavailable, JetStreamError.
         """
         assert subscription.table is not None
-        id_, state = subscription.id, await self._state()
+        id_, state = subscription.id, await present(self._link, self._stream)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS), self._turn(id_), self._snapshots.connection(id_) as connection:
                 before = Position(state.epoch or "", state.last_sequence)
@@ -87,7 +85,7 @@ class Recovery:
                         for row in page:
                             await self._session.send_row(subscription, row)
                 await self._snapshots.until_published(connection, table.moment, id_)
-                state = await self._state()
+                state = await present(self._link, self._stream)
                 end = Position(state.epoch or "", state.last_sequence)
         except TimeoutError:
             raise ProtocolError("limit", f"the snapshot took more than {SNAPSHOT_SECONDS:.0f} s; ask for fewer rows by `where`, or read faster", id_) from None
@@ -103,29 +101,6 @@ class Recovery:
         subscription.enter(State.REPLAYING)
         self._session.send_snapshot_end(subscription, end)
         return end
-
-    async def _state(self) -> broker.StreamState:
-        state = await broker.stream_state(self._link.client, self._stream)
-        if state is None or state.epoch is None:
-            raise Unavailable(f"there is no stream {self._stream}")
-        return state
-
-    async def _start(self, since: protocol.Since) -> Position | Reason | None:
-        """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
-        if since == "now":
-            return None
-        state = await self._state()
-        assert state.epoch is not None
-        if isinstance(since, timedelta):
-            before, whole = await start_of_age(self._link, self._stream, datetime.now(UTC) - min(since, OLDEST))
-            return Position(state.epoch, before) if whole else "expired"
-        first = max(state.first_sequence, 1)
-        if since == "start":
-            return Position(state.epoch, first - 1)
-        assert isinstance(since, Position)
-        if since.epoch != state.epoch or since.sequence > state.last_sequence:
-            return "epoch"
-        return "expired" if since.sequence + 1 < first else since
 
     async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
         def joined(position: Position) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from tocsin import broker, retry
@@ -19,9 +19,10 @@ from tocsin.subject import Pattern
 from tocsin_gateway.consumer import Consumer, ConsumerLost
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.limits import REPLAY_PAGE, REPLAY_PAGE_BYTES
-from tocsin_gateway.protocol import Reason
+from tocsin_gateway.protocol import Reason, Since
 
 PAGE_SECONDS: Final = 10.0
+OLDEST: Final = timedelta(days=3650)
 
 
 class Hole(Exception):  # noqa: N818  # what the stream is found to have, not a fault of ours
@@ -136,6 +137,32 @@ async def reach(pages: Pages, reader: Reader, position: Position) -> None:
             await reader.replay(event)
         if left == 0:
             return
+
+
+async def present(link: broker.Link, stream: str) -> broker.StreamState:
+    """The stream as it is now, its epoch known. Raises Unavailable, JetStreamError."""
+    state = await broker.stream_state(link.client, stream)
+    if state is None or state.epoch is None:
+        raise Unavailable(f"there is no stream {stream}")
+    return state
+
+
+async def start_of(link: broker.Link, stream: str, since: Since) -> Position | Reason | None:
+    """The position to replay after; or None, to begin now; or why the asked place can't be served. Raises Unavailable, JetStreamError."""
+    if since in ("now", "snapshot"):
+        return None
+    state = await present(link, stream)
+    epoch = state.epoch or ""
+    if isinstance(since, timedelta):
+        before, whole = await start_of_age(link, stream, datetime.now(UTC) - min(since, OLDEST))
+        return Position(epoch, before) if whole else "expired"
+    first = max(state.first_sequence, 1)
+    if since == "start":
+        return Position(epoch, first - 1)
+    assert isinstance(since, Position)
+    if since.epoch != epoch or since.sequence > state.last_sequence:
+        return "epoch"
+    return "expired" if since.sequence + 1 < first else since
 
 
 async def start_of_age(link: broker.Link, stream: str, since: datetime) -> tuple[int, bool]:

@@ -97,7 +97,7 @@ async def test_an_event_that_two_subscriptions_match_comes_once_and_unsubscribe_
         ('{"op": "subscribe", "id": "a", "subject": "pg.>", "since": "aaaa111111-99999999999999999999"}', "bad-since", "position"),
         ('{"op": "subscribe", "id": "a", "subject": "pg.>", "since": "999999999999d"}', "bad-since", "age"),
         ('{"op": "subscribe", "id": "a", "subject": "pg.>", "since": "snapshot"}', "bad-since", "snapshot"),
-        ('{"op": "subscribe", "id": "a", "subject": "pg.>", "where": {"id": {"eq": 1}}}', "bad-where", "where"),
+        ('{"op": "subscribe", "id": "a", "subject": "pg.>", "where": {"id": 1}}', "bad-where", "where"),
         ('{"op": "unsubscribe", "id": "zz"}', "unknown-id", "zz"),
     ],
 )

@@ -1,0 +1,63 @@
+"""`GET /events`: who may read which page of history, and how it is asked for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from tocsin_gateway import protocol
+from tocsin_gateway.credentials import presented
+from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.history import ID
+from tocsin_gateway.limits import HISTORY_LIMIT
+from tocsin_gateway.protocol import Code, ProtocolError, Subscribe
+from tocsin_gateway.selection import Selection
+
+STATUS: Final[dict[Code, int]] = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
+
+
+def history_route(gateway: Gateway) -> APIRouter:
+    """The endpoint."""
+    router = APIRouter()
+
+    @router.get("/events", summary="A page of history; `next` begins the following one", response_class=Response, tags=["events"])
+    async def events(
+        request: Request,
+        subject: str = Query("", description="Subject pattern", examples=["pg.shop.change.public.orders.*"]),
+        since: str = Query("start", description="start, an age such as 5m, or a position"),
+        limit: str = Query("100", description=f"Events at most, 1 to {HISTORY_LIMIT}"),
+        where: str | None = Query(None, description='Conditions as JSON, such as {"customer": {"eq": 42}}'),
+        select: list[str] = Query([], description="Columns, with commas between"),  # noqa: B008
+    ) -> Response:
+        headers = gateway.cross_origin(request.headers)
+        try:
+            asked = protocol.from_query(ID, subject, since, where, select)
+            page = await gateway.history.page(asked, await _selection(gateway, request, asked), _limit(limit))
+        except ProtocolError as problem:
+            gateway.metrics.errors.labels(problem.code).inc()
+            return JSONResponse({"code": problem.code, "message": str(problem)}, STATUS.get(problem.code, 400), headers)
+        return Response(page.body, media_type="application/json", headers={**headers, "cache-control": "no-store"})
+
+    return router
+
+
+async def _selection(gateway: Gateway, request: Request, asked: Subscribe) -> Selection | None:
+    """What the token lets through of what is asked. Raises ProtocolError."""
+    if not gateway.welcomes(request.headers):
+        raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
+    pattern, where, select = protocol.checked_pattern(asked), protocol.checked_where(asked), protocol.checked_select(asked)
+    if protocol.checked_since(asked) == "snapshot":
+        raise ProtocolError("bad-since", "history has no snapshot: subscribe for one; start, an age such as 5m, or a position is allowed here")
+    grant = await gateway.grant(presented(request))
+    if grant is None:
+        raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
+    grant.check(pattern, None)
+    return Selection.of(pattern, where, select, grant.visibility)
+
+
+def _limit(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 6 or not 1 <= int(text) <= HISTORY_LIMIT:
+        raise ProtocolError("bad-message", f"limit is {text[:20]!r}; a number from 1 to {HISTORY_LIMIT} is allowed")
+    return int(text)
