@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
@@ -15,10 +16,11 @@ from starlette.websockets import WebSocketDisconnect
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Grant, seconds_left
 from tocsin_gateway.census import Visit
-from tocsin_gateway.credentials import Credentials, chosen_protocol, client_address, presented
+from tocsin_gateway.cloudevents import BareOutbox, unwrapped
+from tocsin_gateway.credentials import CLOUDEVENTS, Credentials, chosen_protocol, client_address, presented
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
-from tocsin_gateway.outbox import EXTENSION, QueueOutbox, SocketOutbox
+from tocsin_gateway.outbox import EXTENSION, Outbox, QueueOutbox, SocketOutbox
 from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.session import Session
 
@@ -36,6 +38,7 @@ class Connection:
         self._timer: asyncio.TimerHandle | None = None
         self._allowance = float(gateway.limits.messages_per_second)
         self._refilled = time.monotonic()
+        self._decode: Callable[[str], protocol.ClientMessage] = protocol.decode
 
     async def serve(self) -> None:
         headers = self._socket.headers
@@ -58,9 +61,13 @@ class Connection:
             visit.leave()
 
     async def _welcomed(self, visit: Visit) -> None:
-        await self._socket.accept(chosen_protocol(self._socket))
+        spoken = chosen_protocol(self._socket)
+        await self._socket.accept(spoken)
         async with asyncio.TaskGroup() as tasks:
-            outbox, sending = self._outbox(tasks)
+            way_out, sending = self._outbox(tasks)
+            outbox: Outbox = way_out
+            if spoken == CLOUDEVENTS:
+                outbox, self._decode = BareOutbox(way_out), lambda text: protocol.decode(unwrapped(text))
             session = self._gateway.open("websocket", outbox, tasks)
             try:
                 outbox.send(protocol.welcome(self._gateway.limits, auth=self._gateway.access.needs_token))
@@ -72,7 +79,7 @@ class Connection:
                 self._set_timer(None)
                 self._gateway.close(session)
                 if sending is not None:
-                    await self._finish(sending, outbox)
+                    await self._finish(sending, way_out)
 
     def _outbox(self, tasks: asyncio.TaskGroup) -> tuple[SocketOutbox | QueueOutbox, asyncio.Task[None] | None]:
         writer: Any = (self._socket.scope.get("extensions") or {}).get(EXTENSION)
@@ -96,7 +103,7 @@ class Connection:
             await asyncio.wait((sending,), timeout=EVICT_SECONDS)
         sending.cancel()
 
-    async def _begin(self, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _begin(self, session: Session, visit: Visit, outbox: Outbox) -> None:
         """What the handshake already says: a token in its headers or a ticket, subjects in its query."""
         try:
             credentials = presented(self._socket)
@@ -117,7 +124,7 @@ class Connection:
                     outbox.close(Close.UNAUTHENTICATED, _close_reason(problem))
                     return
 
-    async def _receive(self, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _receive(self, session: Session, visit: Visit, outbox: Outbox) -> None:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -131,11 +138,11 @@ class Connection:
                 outbox.close(Close.OVER_LIMIT, f"more than {self._gateway.limits.messages_per_second} messages a second")
                 return
             try:
-                await self._handle(protocol.decode(text), session, visit, outbox)
+                await self._handle(self._decode(text), session, visit, outbox)
             except ProtocolError as problem:
                 self._tell(problem, outbox)
 
-    async def _handle(self, message: protocol.ClientMessage, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
+    async def _handle(self, message: protocol.ClientMessage, session: Session, visit: Visit, outbox: Outbox) -> None:
         if not isinstance(message, protocol.Auth):
             session.handle(message)
             return
@@ -144,29 +151,29 @@ class Connection:
         except ProtocolError as problem:
             self._refuse(problem, outbox)
 
-    def _refuse(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
+    def _refuse(self, problem: ProtocolError, outbox: Outbox) -> None:
         self._tell(problem, outbox)
         outbox.close(_CLOSES.get(problem.code, Close.UNAUTHENTICATED), _close_reason(problem))
 
-    def _granted(self, grant: Grant, session: Session, visit: Visit, outbox: SocketOutbox | QueueOutbox) -> None:
+    def _granted(self, grant: Grant, session: Session, visit: Visit, outbox: Outbox) -> None:
         visit.belongs_to(grant.user)
         session.admit(grant)
         left = seconds_left(grant)
         self._set_timer(left, outbox, Close.UNAUTHENTICATED, "the token has expired")
 
-    def _set_timer(self, seconds: float | None, outbox: SocketOutbox | QueueOutbox | None = None, code: int = 0, reason: str = "") -> None:
+    def _set_timer(self, seconds: float | None, outbox: Outbox | None = None, code: int = 0, reason: str = "") -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if seconds is not None and outbox is not None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._time_is_up, outbox, code, reason)
 
-    def _time_is_up(self, outbox: SocketOutbox | QueueOutbox, code: int, reason: str) -> None:
+    def _time_is_up(self, outbox: Outbox, code: int, reason: str) -> None:
         if code == Close.AUTH_TIMEOUT:
             self._gateway.over_limit("auth_seconds")
         outbox.close(code, reason)
 
-    def _tell(self, problem: ProtocolError, outbox: SocketOutbox | QueueOutbox) -> None:
+    def _tell(self, problem: ProtocolError, outbox: Outbox) -> None:
         self._gateway.metrics.errors.labels(problem.code).inc()
         outbox.send(protocol.error(problem))
 

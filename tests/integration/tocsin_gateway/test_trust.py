@@ -329,3 +329,35 @@ async def test_without_a_secret_tokens_tickets_and_revocations_are_not_needed(ga
     assert (await first_of_sse(gateway, f"subject={stream.subject()}&ticket=any"))[0] == 200
     names = [info.config.name for info in await nats.jetstream().streams_info()]
     assert not [name for name in names if name and name.startswith(f"{stream.name}_")]
+
+
+async def test_the_subprotocol_cloudevents_json_has_one_bare_cloudevent_in_each_message(guarded: RunningGateway, stream: Stream) -> None:
+    offered = [Subprotocol("cloudevents.json"), Subprotocol("tocsin"), Subprotocol(f"bearer.{token()}")]
+    async with connect(f"{guarded.socket_url}?subject={stream.subject()}", subprotocols=offered, compression=None, proxy=None) as socket:
+        assert socket.subprotocol == "cloudevents.json"
+
+        async def next_one() -> dict[str, Any]:
+            async with asyncio.timeout(10):
+                frame: dict[str, Any] = msgspec.json.decode(await socket.recv())
+            assert {"specversion", "id", "source", "type"} <= frame.keys()
+            return frame
+
+        said = [await next_one() for _ in range(3)]
+        assert [frame["type"] for frame in said] == ["tocsin.welcome", "tocsin.authenticated", "tocsin.subscribed"]
+        assert len({(frame["source"], frame["id"]) for frame in said}) == 3
+        await stream.publish(stream.subject())
+        live = await next_one()
+        assert (live["sequence"], live["natssubject"], live["position"], live["data"]["op"]) == ("1", stream.subject(), stream.position(1), "insert")
+        # A replay, and a filter, come by another way through the gateway; a client may speak in CloudEvents too.
+        asked = {"specversion": "1.0", "id": "1", "source": "/me", "type": "tocsin.subscribe"}
+        data = {"id": "b", "subject": stream.subject(), "since": "start", "where": {"id": {"gte": 1}}}
+        await socket.send(msgspec.json.encode({**asked, "data": data}).decode())
+        assert (await next_one())["data"]["recovered"] is True
+        replayed = await next_one()
+        assert {**replayed, "position": live["position"]} == live
+        await socket.send('{"op":"ping"}')
+        while (frame := await next_one())["type"] == "tocsin.position":
+            assert frame["data"]["position"] == stream.position(1)
+        assert frame["type"] == "tocsin.pong"
+        await socket.send('{"specversion":"1.0","type":5}')
+        assert (await next_one())["data"]["code"] == "bad-message"
