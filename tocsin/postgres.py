@@ -48,13 +48,15 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{user + '@' if user else ''}{netloc[2]}{parts.path}"
 
 
-async def connect(url: str, *, setting: str, application: str, timeout: float = CONNECT_TIMEOUT) -> asyncpg.Connection:
-    """A direct connection, `application_name` set, dead peers noticed within about 10 s.
+async def connect(url: str, *, setting: str, application: str, timeout: float = CONNECT_TIMEOUT, command_timeout: float | None = None) -> asyncpg.Connection:
+    """A direct connection, `application_name` set, dead peers noticed within about 10 s. `command_timeout` bounds the wait for each answer.
 
     Raises OperatorError for what only a person can change (it names `setting`), Unavailable for what may pass.
     """
     try:
-        connection = await asyncpg.connect(url, timeout=timeout, server_settings={"application_name": application}, statement_cache_size=64)
+        connection = await asyncpg.connect(
+            url, timeout=timeout, server_settings={"application_name": application}, statement_cache_size=64, command_timeout=command_timeout
+        )
     except tuple(_FIXES) as error:
         raise OperatorError(
             f"{setting} ({without_password(url)}): {error}", next(fix for kind, fix in _FIXES.items() if isinstance(error, kind)).format(setting=setting)

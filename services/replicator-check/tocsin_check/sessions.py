@@ -11,6 +11,9 @@ from tocsin import postgres
 SOURCE_SETTING: Final = "TOCSIN_DATABASE_URL"
 REPLICA_SETTING: Final = "TOCSIN_REPLICA_URL"
 
+PATIENCE: Final = {"read": 75.0, "mark": 15.0}
+"""Seconds until a side that does not answer counts as lost, longer than the statement time-outs: a frozen link says nothing at all."""
+
 # The search path makes format_type and regclass write every name that is not PostgreSQL's own with its schema.
 PINNED: Final = """
 SET search_path = pg_catalog;
@@ -45,12 +48,12 @@ SET statement_timeout = '60s';
 
 async def open_reader(url: str, setting: str) -> asyncpg.Connection:
     """A read-only session with statement and lock time-outs. Raises OperatorError, Unavailable."""
-    return await _open(url, setting, "tocsin check", PINNED + _READING)
+    return await _open(url, setting, "tocsin check", PINNED + _READING, PATIENCE["read"])
 
 
 async def open_marker(url: str) -> asyncpg.Connection:
     """The one session that writes on the source: the marker row, nothing else. Raises OperatorError, Unavailable."""
-    return await _open(url, SOURCE_SETTING, "tocsin check marker", PINNED + _MARKING)
+    return await _open(url, SOURCE_SETTING, "tocsin check marker", PINNED + _MARKING, PATIENCE["mark"])
 
 
 async def open_builder(url: str, setting: str) -> asyncpg.Connection:
@@ -63,8 +66,8 @@ async def open_repairer(url: str) -> asyncpg.Connection:
     return await _open(url, REPLICA_SETTING, "tocsin repair", PINNED + _REPAIRING)
 
 
-async def _open(url: str, setting: str, application: str, settings: str) -> asyncpg.Connection:
-    connection = await postgres.connect(url, setting=setting, application=application)
+async def _open(url: str, setting: str, application: str, settings: str, patience: float | None = None) -> asyncpg.Connection:
+    connection = await postgres.connect(url, setting=setting, application=application, command_timeout=patience)
     try:
         await connection.execute(settings)
     except BaseException:
