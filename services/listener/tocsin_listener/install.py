@@ -25,6 +25,10 @@ _WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', 
     FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
           ORDER BY xact_start LIMIT 3) AS a"""
 
+_FOREIGN: Final = """SELECT EXISTS (SELECT FROM tocsin.journal WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+    OR EXISTS (SELECT FROM (SELECT reached FROM tocsin.progress ORDER BY n DESC LIMIT 1) AS newest
+               WHERE pg_snapshot_xmax(reached) > pg_snapshot_xmax(pg_current_snapshot()))"""
+
 
 async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10, patience: float = 30.0) -> bool:
     """Create the schema `tocsin`, or bring an older one up to date; whether it was new. One transaction; may be repeated.
@@ -115,6 +119,18 @@ async def require_installed(connection: asyncpg.Connection) -> None:
         raise _newer(database, version)
     if version != VERSION:
         raise OperatorError(f"the schema tocsin in the database {database} is of version {version}; this program needs {VERSION}", "tocsin install")
+
+
+async def require_own_journal(connection: asyncpg.Connection) -> None:
+    """Raises OperatorError where the schema came with a dump of another server: transactions have other numbers here, so that the cursor
+    would pass over new events, and old ones would come again when this server's numbers reach theirs.
+    """
+    if await connection.fetchval(_FOREIGN):
+        database = await connection.fetchval("SELECT current_database()")
+        raise OperatorError(
+            f"the schema tocsin in the database {database} came with a dump of another server, and what it knows of transactions does not hold here",
+            "tocsin watched   # note it; then: tocsin uninstall; tocsin install; tocsin watch TABLE… (docs/operations/backup.md)",
+        )
 
 
 async def _check_not_newer(connection: asyncpg.Connection) -> None:

@@ -22,7 +22,7 @@ from tocsin.subject import encode_token
 from tocsin_listener import stream
 from tocsin_listener.carried import Carried
 from tocsin_listener.doorbell import Doorbell
-from tocsin_listener.install import require_installed
+from tocsin_listener.install import require_installed, require_own_journal
 from tocsin_listener.journal import SESSION, Journal
 from tocsin_listener.leader import Deposed, Lead
 from tocsin_listener.message import Address
@@ -234,6 +234,7 @@ class Listener:
         if await session.fetchval("SELECT pg_is_in_recovery()"):
             raise Unavailable("TOCSIN_DATABASE_URL leads to a standby; waiting until it is the primary")
         await require_installed(session)
+        await require_own_journal(session)
 
     async def _may_ring(self, reader: asyncpg.Connection) -> bool:
         if self._config.doorbell == "auto":

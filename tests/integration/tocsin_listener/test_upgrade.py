@@ -20,7 +20,7 @@ from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_listener.__main__ import serve
-from tocsin_listener.install import VERSION, install, require_installed
+from tocsin_listener.install import VERSION, install, require_installed, require_own_journal
 
 
 @dataclass(slots=True)
@@ -142,3 +142,18 @@ async def test_behind_a_long_transaction_an_upgrade_gives_up_and_no_other_writer
     assert upgrade.result() is False
     assert await source.fetchval("SELECT version FROM tocsin.identity") == VERSION
     await long.close()
+
+
+@pytest.mark.parametrize("what", ["journal", "cursor"])
+async def test_numbers_of_transactions_that_this_server_has_not_had_yet_are_refused(source: asyncpg.Connection, what: str) -> None:
+    """As a dump of another server brings them. The whole of it: tests/faults/test_moves.py."""
+    await install(source)
+    await source.execute("SELECT tocsin.emit('here')")
+    await source.execute("INSERT INTO tocsin.progress (leaf, n, reached, stream_sequence) SELECT 0, 1, pg_current_snapshot(), 0")
+    await require_own_journal(source)
+    if what == "journal":
+        await source.execute("UPDATE tocsin.journal SET xid = ((xid::text)::bigint + 1000000)::text::xid8")
+    else:
+        await source.execute("INSERT INTO tocsin.progress (leaf, n, reached, stream_sequence) VALUES (0, 2, '900000000:900000000:', 0)")
+    with pytest.raises(OperatorError, match="came with a dump of another server"):
+        await require_own_journal(source)
