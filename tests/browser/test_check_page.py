@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -75,6 +76,7 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await expect(page.locator("#map rect.clean")).to_have_count(3)
     await expect(page.locator("#lag svg .line")).to_have_count(1, timeout=20_000)
     await expect(page.locator("#columns-section")).to_be_hidden()
+    await expect(page.locator("#repair")).to_be_hidden()
     await shot(page, "in-sync")
     await replica.execute(
         "DELETE FROM orders WHERE id <= 60; UPDATE orders SET note = 'x', customer = -1 WHERE id = 77; INSERT INTO customers VALUES ('<i>us</i>', 7, 'extra')"
@@ -89,6 +91,11 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await expect(page.locator("#map")).to_contain_text("public.orders 1 block: 1 drifted")
     await expect(page.locator("#columns")).to_contain_text("public.orders (missing)60")
     await expect(page.locator("#columns")).to_contain_text("public.orders note1")
+    await expect(page.locator("#repair-command")).to_have_text("tocsin drift 'public.customers' 'public.orders' --repair")
+    await page.get_by_role("button", name="Copy").click()
+    await expect(page.locator("#copy")).to_have_text(re.compile("Copied|Selected"))
+    await expect(page.locator("#tables tbody tr", has_text="products")).to_contain_text("every row, in one go")
+    await expect(page.locator("#tables .unfollowed").first).to_have_attribute("title", re.compile("does not watch it"))
     await expect(page.locator("#history tbody tr", has_text="drift")).to_have_count(2)
     await expect(page.locator("#history tbody tr", has_text="in sync")).to_have_count(3)
     await shot(page, "drift")
