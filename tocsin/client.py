@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
@@ -21,9 +21,23 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from tocsin.position import Position
 from tocsin.retry import Pauses
-from tocsin.subscription import PERMANENT_CLOSES, Delivery, Gap, GapError, SubscribeError, Subscription, Unready, decode_frame, socket_url
+from tocsin.subscription import (
+    PERMANENT_CLOSES,
+    Delivery,
+    Gap,
+    GapError,
+    Item,
+    Row,
+    SnapshotEnd,
+    SnapshotStart,
+    SubscribeError,
+    Subscription,
+    Unready,
+    decode_frame,
+    socket_url,
+)
 
-__all__ = ["Delivery", "Gap", "GapError", "Live", "SubscribeError", "subscribe"]
+__all__ = ["Delivery", "Gap", "GapError", "Item", "Live", "Row", "SnapshotEnd", "SnapshotStart", "SubscribeError", "subscribe"]
 
 QUIET: Final = 10.0
 """Seconds without a frame after which the link is asked whether it lives."""
@@ -39,7 +53,23 @@ LARGEST: Final = 64 << 20
 State = Literal["connecting", "live", "retrying"]
 Token = str | Callable[[], str | Awaitable[str]]
 OnState = Callable[[State, BaseException | None], None]
-T = TypeVar("T", bound=Delivery | Gap)
+Where = Mapping[str, Mapping[str, Any]]
+T = TypeVar("T", bound=Item | Gap)
+
+
+@overload
+def subscribe(
+    url: str,
+    subject: str,
+    *,
+    since: Literal["snapshot"],
+    token: Token | None = ...,
+    where: Where | None = ...,
+    select: Sequence[str] | None = ...,
+    tolerate_gaps: bool = ...,
+    on_state: OnState | None = ...,
+    **options: Any,
+) -> Live[Item]: ...
 
 
 @overload
@@ -49,6 +79,8 @@ def subscribe(
     *,
     since: str | Position = ...,
     token: Token | None = ...,
+    where: Where | None = ...,
+    select: Sequence[str] | None = ...,
     tolerate_gaps: Literal[False] = ...,
     on_state: OnState | None = ...,
     **options: Any,
@@ -62,6 +94,8 @@ def subscribe(
     *,
     since: str | Position = ...,
     token: Token | None = ...,
+    where: Where | None = ...,
+    select: Sequence[str] | None = ...,
     tolerate_gaps: bool,
     on_state: OnState | None = ...,
     **options: Any,
@@ -74,6 +108,8 @@ def subscribe(
     *,
     since: str | Position = "now",
     token: Token | None = None,
+    where: Where | None = None,
+    select: Sequence[str] | None = None,
     tolerate_gaps: bool = False,
     on_state: OnState | None = None,
     **options: Any,
@@ -82,14 +118,19 @@ def subscribe(
 
     `url` is the gateway's (http, https, ws or wss). `since` is now, start, an age such as 5m, or a position; the event at a
     position is not sent again. `token` is a JWT, or a function (or coroutine function) that gives a fresh one for each
-    connection. `on_state` is told of connecting, live and retrying, with the error that is the reason of the last.
+    connection. `where` has conditions on columns, such as {"customer": {"eq": 42}, "total": {"gte": Decimal("0.1")}}; a delivery's
+    `effect` says then what it does to the rows that hold. `select` names the columns that are sent. `on_state` is told of
+    connecting, live and retrying, with the error that is the reason of the last.
     `options` go to websockets' `connect`, such as ssl or additional_headers.
+
+    With `since="snapshot"` come, before the deliveries, SnapshotStart, a Row for each of the table's present rows, and SnapshotEnd; a link
+    that is lost in between, and later a gap, begin again with a SnapshotStart, at which what was there is to be forgotten.
 
     Yields Delivery in stream order. Raises SubscribeError where the gateway refuses, and GapError where it can't serve
     everything since the asked or the last position; with `tolerate_gaps` a Gap is yielded instead. An unreachable gateway is
     no error: it is tried again, with jittered pauses of up to 5 s. ValueError: the URL is not one.
     """
-    subscription = Subscription(subject, str(since), tolerate_gaps=tolerate_gaps)
+    subscription = Subscription(subject, str(since), where=where, select=select, tolerate_gaps=tolerate_gaps)
     return Live(subscription, _Link(socket_url(url), subscription, token, on_state, options))
 
 

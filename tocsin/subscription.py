@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -45,11 +46,15 @@ class Unready(TocsinError):  # noqa: N818  # a state of the gateway, like tocsin
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event, the subject that it came on, and the position to resume after it."""
+    """An event, the subject that it came on, and the position to resume after it.
+
+    `effect` is what it does to the rows that `where` asks for: enter, leave, stay, or None where that is not known or was not asked.
+    """
 
     subject: str
     position: str
     event: Event
+    effect: str | None = None
 
     @property
     def id(self) -> str:
@@ -83,6 +88,30 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotStart:
+    """Rows follow, all of them: what an earlier attempt brought is void."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a snapshot. `row` is None where it is larger than an event may be; what events before the SnapshotEnd say is newer."""
+
+    key: Any
+    row: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd:
+    """The rows are complete; from `position` on every change comes as an event."""
+
+    position: str
+
+
+Item = Delivery | SnapshotStart | Row | SnapshotEnd
+"""What a subscription brings; the last three only with `since="snapshot"`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """In place of a GapError where gaps are tolerated: events before `position` are missing."""
 
@@ -101,11 +130,15 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     recovered: bool = True
     reason: str | None = None
     event: Event | None = None
+    effects: dict[str, str | None] = msgspec.field(name="for", default_factory=dict)
+    key: Any = None
+    row: dict[str, Any] | None = None
     code: str = ""
     message: str = ""
 
 
 _decoder: Final = msgspec.json.Decoder(Frame)
+_encoder: Final = msgspec.json.Encoder(decimal_format="number")
 
 
 def decode_frame(text: str | bytes) -> Frame:
@@ -131,25 +164,33 @@ def socket_url(url: str) -> str:
 class Subscription:
     """What is known of one subscription: where it stands, and so what to ask when the link is made anew."""
 
-    def __init__(self, subject: str, since: str, *, tolerate_gaps: bool = False) -> None:
+    def __init__(
+        self,
+        subject: str,
+        since: str,
+        *,
+        where: Mapping[str, Mapping[str, Any]] | None = None,
+        select: Sequence[str] | None = None,
+        tolerate_gaps: bool = False,
+    ) -> None:
         """Raises SubscribeError for a subject that can't be one."""
         try:
             Pattern(subject)
         except SubjectError as error:
             raise SubscribeError("bad-subject", str(error)) from None
-        if since == "snapshot":
-            raise SubscribeError("bad-since", "this client does not read snapshots; now, start, an age such as 5m, or a position is allowed")
         self.subject: Final = subject
         self.position: str | None = None
         self._since = since
+        self._chosen = {**({"where": where} if where is not None else {}), **({"select": list(select)} if select is not None else {})}
         self._tolerate_gaps = tolerate_gaps
         self._last_id: str | None = None
 
     def request(self) -> str:
         """The message that begins the subscription, or resumes it."""
-        return msgspec.json.encode({"op": "subscribe", "id": ID, "subject": self.subject, "since": self.position or self._since}).decode()
+        asked = {"op": "subscribe", "id": ID, "subject": self.subject, "since": self.position or self._since, **self._chosen}
+        return _encoder.encode(asked).decode()
 
-    def take(self, frame: Frame) -> Delivery | Gap | None:
+    def take(self, frame: Frame) -> Item | Gap | None:
         """What the frame brings to the caller, if anything.
 
         Raises GapError, SubscribeError, and Unready for what passes.
@@ -159,6 +200,11 @@ class Subscription:
                 return self._event(frame)
             case "subscribed" if frame.position is not None:
                 return self._subscribed(frame.position, frame)
+            case "row":
+                return Row(frame.key, frame.row)
+            case "snapshot-end" if frame.position is not None:
+                self.position = frame.position
+                return SnapshotEnd(frame.position)
             case "position" if frame.position is not None:
                 self.position = frame.position
             case "error" if frame.code == "unavailable":
@@ -167,21 +213,33 @@ class Subscription:
                 raise SubscribeError(frame.code, frame.message)
         return None
 
+    @property
+    def _reads_rows(self) -> bool:
+        """Whether a snapshot is under way: who loses the link then has to begin it again."""
+        return self._since == "snapshot" and self.position is None
+
     def _event(self, frame: Frame) -> Delivery | None:
         if frame.event is None or frame.position is None:
             raise SubscribeError("bad-message", "an event frame without event or position")
-        self.position = frame.position
+        if not self._reads_rows:
+            self.position = frame.position
         if frame.event.id == self._last_id:
             # The copy under the old route: after a resume between the two the gateway can't know that we had the first.
             return None
         self._last_id = frame.event.id
-        return Delivery(frame.subject or "", frame.position, frame.event)
+        return Delivery(frame.subject or "", frame.position, frame.event, frame.effects.get(ID))
 
-    def _subscribed(self, position: str, frame: Frame) -> Gap | None:
+    def _subscribed(self, position: str, frame: Frame) -> SnapshotStart | Gap | None:
+        reason = frame.reason or "gap"
+        if self._since == "snapshot" and not frame.recovered:
+            self.position = None
+            raise Unready(f"events are missing ({reason}): the rows are read anew")
+        if self._reads_rows:
+            self._last_id = None
+            return SnapshotStart()
         self.position = position
         if frame.recovered:
             return None
-        reason = frame.reason or "gap"
         if not self._tolerate_gaps:
             raise GapError(reason, position)
         return Gap(self.subject, position, reason)

@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
 
-from tocsin.client import Delivery, Gap, subscribe
+from tocsin.client import Delivery, Gap, Row, SnapshotEnd, SnapshotStart, subscribe
 from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-STYLES: Final = {"insert": "green", "update": "yellow", "delete": "red", "truncate": "bold red", "read": "cyan"}
+STYLES: Final = {
+    "insert": "green",
+    "update": "yellow",
+    "delete": "red",
+    "truncate": "bold red",
+    "read": "cyan",
+    "enter": "green",
+    "stay": "yellow",
+    "leave": "red",
+}
+OPERATORS: Final = {"=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">=": "gte", "~": "like"}
+_CONDITION: Final = re.compile(r"([^=!<>~]+)(=|!=|<=|>=|<|>|~)(.*)", re.DOTALL)
+_PLAIN_VALUE: Final = re.compile(r"true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 INTERRUPTED: Final = 130
 LONGEST_VALUE: Final = 60
 
 
 def command(
     subject: Annotated[str, typer.Argument(help="A subject; `*` is one token, a last `>` the rest.")],
-    since: Annotated[str, typer.Option(help="Where to begin: now, start, an age such as 5m, or a position.")] = "now",
+    since: Annotated[str, typer.Option(help="Where to begin: now, start, snapshot (a table's rows first), an age such as 5m, or a position.")] = "now",
+    where: Annotated[
+        list[str] | None, typer.Option(help="A condition such as customer=42, total>=9.5, status!=paid, note~%x%, paid=NULL, or JSON; repeat it.")
+    ] = None,
+    select: Annotated[str | None, typer.Option(help="Only these columns, with commas between.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: subject, position, event.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     url: Annotated[str | None, typer.Option(help="The gateway's URL.", show_default="http://127.0.0.1:8080")] = None,
@@ -34,13 +52,15 @@ def command(
 ) -> None:
     """Show events as they happen; a lost gateway is waited for, and nothing of the time between is missed.
 
-    Examples: `tocsin tail 'pg.>'` · `tocsin tail 'pg.shop.change.public.orders.*' --since 5m --json`
+    Examples: `tocsin tail 'pg.>'` · `tocsin tail 'pg.shop.change.public.orders.*' --since 5m --json` ·
+    `tocsin tail 'pg.shop.change.public.orders.>' --since snapshot --where customer=42 --select id,status`
     """
     from rich.console import Console
 
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     show = _json_line if as_json else lambda delivery: out.print(line(delivery))
-    following = _follow(url or _gateway_url(), subject, since, token, count, show, err.print)
+    asked = {"since": since, "where": conditions(where) if where else None, "select": select.split(",") if select else None, "token": token}
+    following = _follow(url or _gateway_url(), subject, asked, count, show, err.print)
     try:
         code = asyncio.run(following)
     except KeyboardInterrupt:
@@ -58,9 +78,7 @@ def _gateway_url() -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway_port}"
 
 
-async def _follow(
-    url: str, subject: str, since: str, token: str | None, count: int | None, show: Callable[[Delivery], None], say: Callable[[Any], None]
-) -> int:
+async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | None, show: Callable[[Delivery | Row], None], say: Callable[[Any], None]) -> int:
     told = ""
 
     def on_state(state: str, error: BaseException | None) -> None:
@@ -74,15 +92,15 @@ async def _follow(
             told = now
 
     try:
-        live = subscribe(url, subject, since=since, token=token, tolerate_gaps=True, on_state=on_state)
+        live = subscribe(url, subject, **asked, tolerate_gaps=True, on_state=on_state)
     except ValueError as error:
         raise OperatorError(str(error), "tocsin tail --url http://127.0.0.1:8080 …", exit_code=2) from None
     shown = 0
     try:
         async with live as events:
             async for item in events:
-                if isinstance(item, Gap):
-                    say(f"[bold red]events are missing before {item.position} ({item.reason})[/]: read the present state from the database")
+                if isinstance(item, Gap | SnapshotStart | SnapshotEnd):
+                    say(_remark(item))
                     continue
                 show(item)
                 shown += 1
@@ -94,17 +112,61 @@ async def _follow(
     return 0
 
 
-def _json_line(delivery: Delivery) -> None:
-    frame = {"subject": delivery.subject, "position": delivery.position, "event": delivery.event}
+def _remark(item: Gap | SnapshotStart | SnapshotEnd) -> str:
+    match item:
+        case Gap():
+            return f"[bold red]events are missing before {item.position} ({item.reason})[/]: read the present state from the database"
+        case SnapshotStart():
+            return "[dim]the rows as they are now[/]"
+        case SnapshotEnd():
+            return "[dim]what follows is what changes[/]"
+
+
+def conditions(given: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What --where says, as the gateway understands it. Raises OperatorError."""
+    made: dict[str, dict[str, Any]] = {}
+    for text in given:
+        try:
+            found = msgspec.json.decode(text, type=dict[str, dict[str, Any]]) if text.startswith("{") else _condition(text)
+        except (msgspec.MsgspecError, ValueError):
+            raise OperatorError(
+                f"--where {text!r} is no condition", '--where customer=42, or --where \'{"customer": {"in": [42, 43]}}\'', exit_code=2
+            ) from None
+        for column, tests in found.items():
+            made.setdefault(column, {}).update(tests)
+    return made
+
+
+def _condition(text: str) -> dict[str, dict[str, Any]]:
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    column, sign, value = match.groups()
+    if value == "NULL" and sign in ("=", "!="):
+        return {column: {"null": sign == "="}}
+    if sign == "~" or not _PLAIN_VALUE.fullmatch(value):
+        return {column: {OPERATORS[sign]: value}}
+    return {column: {OPERATORS[sign]: value == "true" if value in ("true", "false") else Decimal(value)}}
+
+
+def _json_line(delivery: Delivery | Row) -> None:
+    if isinstance(delivery, Row):
+        frame: dict[str, Any] = {"key": delivery.key, "row": delivery.row}
+    else:
+        effect = {"effect": delivery.effect} if delivery.effect is not None else {}
+        frame = {"subject": delivery.subject, "position": delivery.position, "event": delivery.event, **effect}
     sys.stdout.write(msgspec.json.encode(frame).decode() + "\n")
     sys.stdout.flush()
 
 
-def line(delivery: Delivery) -> Text:
+def line(delivery: Delivery | Row) -> Text:
     """One event as one line: local time, what happened, subject, and the values; of an update the changed columns alone."""
     from rich.text import Text
 
-    what = delivery.op or (delivery.subject.split(".")[2:3] or ["event"])[0]
+    if isinstance(delivery, Row):
+        row = delivery.row if delivery.row is not None else delivery.key or {}
+        return Text.assemble((f"{'row':<21}", "cyan"), " ", *(part for name, value in row.items() for part in ((f"{name} ", "dim"), f"{_short(value)} ")))
+    what = delivery.effect or delivery.op or (delivery.subject.split(".")[2:3] or ["event"])[0]
     made = Text.assemble(
         (_clock(delivery.event.time), "dim"), " ", (f"{what:<8}", STYLES.get(what, "magenta")), " ", (delivery.subject, "bold"), " ", *_values(delivery)
     )

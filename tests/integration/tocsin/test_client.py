@@ -94,7 +94,7 @@ async def test_a_link_that_fell_silent_is_found_by_a_ping_and_replaced(monkeypat
 async def test_a_quiet_link_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "QUIET", 0.1)
     async with scripted_gateway() as gateway, asyncio.timeout(20), subscribe(gateway.url, SUBJECT) as events, asyncio.TaskGroup() as group:
-        waiting = group.create_task(anext(events))  # type: ignore[arg-type]
+        waiting = group.create_task(anext(events))
         while gateway.received.count({"op": "ping"}) < 3:
             await asyncio.sleep(0.02)
         await gateway.publish(1)

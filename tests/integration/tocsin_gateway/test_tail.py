@@ -56,6 +56,20 @@ async def test_json_lines_carry_what_a_program_needs_to_resume(gateway: RunningG
         assert [line["event"]["sequence"] for line in lines] == ["2", "3"]
 
 
+async def test_a_filter_and_columns(gateway: RunningGateway, stream: Stream) -> None:
+    for total in (1, 7, 9):
+        await stream.publish(stream.subject(), new={"id": total, "total": total})
+    await stream.publish(stream.subject(op="update"), op="update", new={"id": 9, "total": 2}, old={"total": 9})
+    async with tail(gateway.url, "pg.>", "--since", "start", "--where", "total>5", "--select", "total", "--count", "3") as child:
+        out, err = await child.communicate()
+        assert child.returncode == 0, err.decode()
+        assert [line.split(" ", 1)[1] for line in out.decode().splitlines()] == [
+            f"enter    {stream.subject()} total 7",
+            f"enter    {stream.subject()} total 9",
+            f'leave    {stream.subject(op="update")} {{"id":4}} total 9 → 2',
+        ]
+
+
 async def test_a_gap_is_said_and_an_interrupt_ends_it(gateway: RunningGateway, stream: Stream) -> None:
     await stream.publish(*[stream.subject()] * 5)
     await stream.purge(keep=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -9,9 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tocsin.cli.tail import conditions
+from tocsin.errors import OperatorError
 from tocsin.retry import Pauses
-from tocsin.subscription import Delivery, Frame, Gap, GapError, SubscribeError, Subscription, Unready, decode_frame, socket_url
+from tocsin.subscription import (
+    Delivery,
+    Frame,
+    Gap,
+    GapError,
+    Row,
+    SnapshotEnd,
+    SnapshotStart,
+    SubscribeError,
+    Subscription,
+    Unready,
+    decode_frame,
+    socket_url,
+)
 
+EPOCH = "abcdefghij"
 SUBJECT = "pg.shop.change.public.orders.*"
 
 
@@ -142,3 +159,67 @@ def test_pauses_grow_to_their_bound_with_chance_and_begin_again() -> None:
     assert len(set(waits[6:])) > 10
     pauses.reset()
     assert pauses.next() <= 0.1
+
+
+def test_what_is_asked_names_its_filter_and_every_digit_of_it() -> None:
+    subscription = Subscription(SUBJECT, "now", where={"total": {"gte": Decimal("0.10000000000000000001")}}, select=["id"])
+    assert '"where":{"total":{"gte":0.10000000000000000001}},"select":["id"]' in subscription.request()
+    subscription.take(event(1, f"{EPOCH}-1"))
+    assert asked(subscription)["since"] == f"{EPOCH}-1"
+    assert asked(subscription)["select"] == ["id"]
+
+
+def test_an_event_says_what_it_does_to_the_rows_that_were_asked_for() -> None:
+    delivery = Subscription(SUBJECT, "now").take(frame(**{"for": {"a": "leave"}}, op="event", subject="s", position=f"{EPOCH}-1", event=body(1)))
+    assert isinstance(delivery, Delivery)
+    assert delivery.effect == "leave"
+
+
+def test_a_snapshot_that_is_cut_begins_again_and_one_that_is_whole_is_resumed() -> None:
+    subscription = Subscription(SUBJECT, "snapshot")
+    whole = [
+        frame(op="subscribed", id="a", subject=SUBJECT, position=f"{EPOCH}-5", recovered=True),
+        frame(op="row", id="a", key={"id": 1}, row={"id": 1, "customer": 42}),
+        event(6, f"{EPOCH}-6"),
+    ]
+    for _ in range(2):
+        start, row, change = (subscription.take(one) for one in whole)
+        assert (start, row) == (SnapshotStart(), Row({"id": 1}, {"id": 1, "customer": 42}))
+        assert isinstance(change, Delivery)
+        assert asked(subscription)["since"] == "snapshot", "a resume from the change would skip the rest of the rows"
+    assert subscription.take(frame(op="snapshot-end", id="a", position=f"{EPOCH}-7")) == SnapshotEnd(f"{EPOCH}-7")
+    assert asked(subscription)["since"] == f"{EPOCH}-7"
+    assert subscription.take(frame(op="subscribed", id="a", subject=SUBJECT, position=f"{EPOCH}-7", recovered=True)) is None
+
+
+def test_a_gap_behind_a_snapshot_has_the_rows_read_anew() -> None:
+    subscription = Subscription(SUBJECT, "snapshot")
+    subscription.take(frame(op="snapshot-end", id="a", position=f"{EPOCH}-7"))
+    with pytest.raises(Unready):
+        subscription.take(frame(op="subscribed", id="a", subject=SUBJECT, position=f"{EPOCH}-9", recovered=False, reason="gap"))
+    assert asked(subscription)["since"] == "snapshot"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("customer=42", {"customer": {"eq": Decimal(42)}}),
+        ("total>=9.50", {"total": {"gte": Decimal("9.50")}}),
+        ("total<3", {"total": {"lt": Decimal(3)}}),
+        ("status!=paid", {"status": {"ne": "paid"}}),
+        ("note~%a=b%", {"note": {"like": "%a=b%"}}),
+        ("paid=true", {"paid": {"eq": True}}),
+        ("paid=NULL", {"paid": {"null": True}}),
+        ("paid!=NULL", {"paid": {"null": False}}),
+        ("zip=01234", {"zip": {"eq": "01234"}}),
+        ('{"customer": {"in": [1, 2]}}', {"customer": {"in": [1, 2]}}),
+    ],
+)
+def test_the_terminal_s_conditions(text: str, meant: dict[str, Any]) -> None:
+    assert conditions([text]) == meant
+
+
+@pytest.mark.parametrize("text", ["customer", "=42", "", "{", '{"a": 5}'])
+def test_what_is_no_condition_is_named(text: str) -> None:
+    with pytest.raises(OperatorError, match="is no condition"):
+        conditions([text])
