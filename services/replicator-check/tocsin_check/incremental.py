@@ -57,6 +57,7 @@ class Incremental:
         self._blocks = blocks
         self._told: Moment | None = None
         self._sweeps: dict[str, _Sweep] = {}
+        self._shapes: dict[str, Comparable] = {}
 
     async def look(self, sides: Sides) -> None:
         """Which tables are followed, and up to which moment the stream has told everything."""
@@ -95,6 +96,11 @@ class Incremental:
         name, entry = str(table.name), self._ledger.get(str(table.name))
         if entry is None:
             return
+        if self._shapes.setdefault(name, table) != table:
+            # A new column's values or a rewritten table come without events.
+            self._changes.spoil(name, "its columns have changed")
+            self._sweeps.pop(name, None)
+            self._shapes[name] = table
         obstacle = self.obstacle(table)
         sweep = self._sweeps.get(name)
         swept = min(1.0, sweep.rows / entry.report.rows) if sweep and entry.report.rows and obstacle is None else None

@@ -183,7 +183,11 @@ async def test_a_watch_that_leaves_something_out_is_never_followed(
 
 
 async def test_disabled_triggers_truncation_and_a_stream_made_anew_need_a_full_audit(
-    setup: Setup, room: Callable[..., contextlib.AbstractAsyncContextManager[Room]], source: asyncpg.Connection, nats: Client
+    setup: Setup,
+    room: Callable[..., contextlib.AbstractAsyncContextManager[Room]],
+    source: asyncpg.Connection,
+    replica: asyncpg.Connection,
+    nats: Client,
 ) -> None:
     await _fill(source)
     await setup()
@@ -195,6 +199,13 @@ async def test_disabled_triggers_truncation_and_a_stream_made_anew_need_a_full_a
         assert (await at.round()).unfollowed is not None, "what changed meanwhile was not told"
         await at.followed()
         assert (await at.round()).unfollowed is None
+        await replica.execute("ALTER TABLE t ADD COLUMN w int DEFAULT 1")
+        await source.execute("ALTER TABLE t ADD COLUMN w int DEFAULT 2")
+        assert (await at.round()).unfollowed == "its columns have changed"
+        await at.followed()
+        assert at.table.different == 3000, "no event has told of it"
+        await replica.execute("UPDATE t SET w = 2")
+        await at.followed()
         await source.execute("TRUNCATE t; INSERT INTO t VALUES (1, 'x')")
         async with asyncio.timeout(20):
             while at.changes.obstacle("public.t") is None:
