@@ -33,6 +33,11 @@ class Access:
         self._rules = rules
 
     @property
+    def live(self) -> Pattern:
+        """What clients themselves may publish below, as far as they may."""
+        return self._live
+
+    @property
     def needs_token(self) -> bool:
         return self._rules is not None
 

@@ -143,6 +143,9 @@ class Connection:
                 self._tell(problem, outbox)
 
     async def _handle(self, message: protocol.ClientMessage, session: Session, visit: Visit, outbox: Outbox) -> None:
+        if isinstance(message, protocol.Publish):
+            await session.publish(message)
+            return
         if not isinstance(message, protocol.Auth):
             session.handle(message)
             return

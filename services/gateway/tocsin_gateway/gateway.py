@@ -18,6 +18,7 @@ from tocsin_gateway.credentials import Credentials
 from tocsin_gateway.history import History
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
+from tocsin_gateway.live import Live
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
 from tocsin_gateway.protocol import Close, ProtocolError
@@ -53,6 +54,7 @@ class Gateway:
         self.tickets = Tickets(link, stream, source, replicas=replicas)
         self.revocations = Revocations(link, stream, source, self._end_revoked, replicas=replicas)
         self.limits = limits
+        self.live = Live(link, access.live, source)
         self.census = Census(limits, self.over_limit)
         self._origins = origins
         self._checks_host = not access.needs_token and not trusts_names
@@ -125,7 +127,7 @@ class Gateway:
 
     def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
         """A session of a connection; `kind` is websocket or sse."""
-        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks, snapshots=self._snapshots)
+        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks, snapshots=self._snapshots, live=self.live)
         self._sessions[session] = kind
         self.metrics.clients.labels(kind).inc()
         return session
@@ -138,6 +140,7 @@ class Gateway:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.hub.run())
             group.create_task(self._tell_positions())
+            group.create_task(self.live.run())
             if self.access.needs_token:
                 group.create_task(self.revocations.run())
 

@@ -58,17 +58,26 @@ class Subscribe(msgspec.Struct, tag="subscribe", tag_field="op", frozen=True, fo
     since: str = "now"
     where: Any = None
     select: list[str] | None = None
+    presence: bool = False
 
 
 class Unsubscribe(msgspec.Struct, tag="unsubscribe", tag_field="op", frozen=True, forbid_unknown_fields=True):
     id: str
 
 
+class Publish(msgspec.Struct, tag="publish", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    """`id`, where there is one, is answered by `published`."""
+
+    subject: str
+    data: msgspec.Raw
+    id: str | None = None
+
+
 class Ping(msgspec.Struct, tag="ping", tag_field="op", frozen=True, forbid_unknown_fields=True):
     pass
 
 
-ClientMessage = Auth | Subscribe | Unsubscribe | Ping
+ClientMessage = Auth | Subscribe | Unsubscribe | Publish | Ping
 Since = Literal["now", "start", "snapshot"] | timedelta | Position
 
 _decoder: Final = msgspec.json.Decoder(ClientMessage, float_hook=Decimal)
@@ -80,7 +89,7 @@ def decode(text: str | bytes) -> ClientMessage:
     try:
         message: ClientMessage = _decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, ping", _id_of(text)) from None
+        raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, publish, ping", _id_of(text)) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError) as error:
         raise ProtocolError("bad-message", f"this is not a JSON object: {error}") from None
     return message

@@ -17,6 +17,8 @@ from tocsin_gateway.access import Access, Grant
 from tocsin_gateway.frames import StreamEvent, addressed
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, Limits
+from tocsin_gateway.live import Live
+from tocsin_gateway.lounge import Lounge
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
@@ -43,6 +45,7 @@ class Session:
         tasks: asyncio.TaskGroup,
         *,
         snapshots: Snapshots,
+        live: Live,
     ) -> None:
         self._hub = hub
         self._limits = limits
@@ -56,6 +59,7 @@ class Session:
         self._last: StreamEvent | None = None
         self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
         self._snapshots = snapshots
+        self._lounge = Lounge(live, limits, metrics, outbox, tasks)
         self.grant: Grant | None = access.anonymous()
 
     @property
@@ -70,7 +74,7 @@ class Session:
 
     @property
     def subscriptions(self) -> int:
-        return len(self._subscriptions)
+        return len(self._subscriptions) + len(self._lounge)
 
     def admit(self, grant: Grant) -> None:
         """From now on this grant holds. Subscriptions that it does not allow end with an error and `unsubscribed`; the others go on."""
@@ -87,6 +91,7 @@ class Session:
             except ProtocolError as problem:
                 self.end_with(subscription, problem)
                 self._outbox.send(protocol.unsubscribed(subscription.id))
+        self._lounge.admit(grant)
         self.share()
 
     def handle(self, message: protocol.ClientMessage) -> None:
@@ -99,6 +104,12 @@ class Session:
             self.send_positions()
             self._outbox.send(protocol.PONG)
 
+    async def publish(self, message: protocol.Publish) -> None:
+        """A client's own message. Raises ProtocolError."""
+        if self.grant is None:
+            raise ProtocolError("unauthenticated", 'send {"op": "auth", "token": "…"} first', message.id)
+        await self._lounge.publish(message, self.grant)
+
     def subscribe(self, request: protocol.Subscribe) -> None:
         """Begin a subscription; `subscribed` follows when delivery is certain. Raises ProtocolError."""
         pattern, since = protocol.checked_pattern(request), protocol.checked_since(request)
@@ -107,11 +118,15 @@ class Session:
         if self.grant is None:
             raise ProtocolError("unauthenticated", 'send {"op": "auth", "token": "…"} first', request.id)
         self.grant.check(pattern, request.id)
-        if request.id in self._subscriptions:
+        self._lounge.check(request, pattern, self.grant)
+        if request.id in self._subscriptions or request.id in self._lounge:
             raise ProtocolError("duplicate-id", f"a subscription with the id {request.id!r} is there already", request.id)
-        if len(self._subscriptions) >= self._limits.subscriptions:
+        if self.subscriptions >= self._limits.subscriptions:
             self._metrics.refused.labels("subscriptions").inc()
             raise ProtocolError("limit", f"{self._limits.subscriptions} subscriptions are allowed on one socket", request.id)
+        if self._lounge.concerns(pattern):
+            self._lounge.sit(request, pattern, self.grant)
+            return
         if not self._hub.ready:
             raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
         self.unshare()
@@ -122,10 +137,15 @@ class Session:
         self._subscriptions[request.id] = subscription
         self._metrics.subscriptions.inc()
         subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
+        self._lounge.sit(request, pattern, self.grant)
 
     def unsubscribe(self, id: str) -> None:  # noqa: A002  # the field's name
         """Raises ProtocolError unknown-id."""
         subscription = self._subscriptions.get(id)
+        if subscription is None and id in self._lounge:
+            self._lounge.stand_up(id)
+            self._outbox.send(protocol.unsubscribed(id))
+            return
         if subscription is None:
             raise ProtocolError("unknown-id", f"there is no subscription {id!r}", id)
         self.unshare()
@@ -146,6 +166,7 @@ class Session:
     def end(self) -> None:
         """The connection is over."""
         self.unshare()
+        self._lounge.end()
         for subscription in list(self._subscriptions.values()):
             self._drop(subscription)
 
@@ -234,6 +255,7 @@ class Session:
         if subscription.state is State.ENDED:
             return
         subscription.state = State.ENDED
+        self._lounge.stand_up(subscription.id)
         del self._subscriptions[subscription.id]
         self._metrics.subscriptions.dec()
         if subscription.task is not None and subscription.task is not asyncio.current_task():
