@@ -85,10 +85,10 @@ class Why:
             steps.append(_step("stream", False, f"the stream holds no event of {pattern.text}: {fix}"))
             return None
         told = f"the last event of {pattern.text} in the stream is {last.position(self._gateway.hub.epoch)} ({last.title})"
-        if key is None or last.key == key:
+        if key is None:
             steps.append(_step("stream", True, told))
             return last
-        found = next((each for each in reversed(await self._before(pattern, last.sequence)) if each.key == key), None)
+        found = last if last.key == key else next((each for each in reversed(await self._before(pattern, last.sequence)) if each.key == key), None)
         if found is None:
             fix = f"on the source, ask: tocsin why TABLE {key}"
             steps.append(_step("stream", False, f"{told}; none of the {LOOKED_AT} messages up to it has the key {key}; {fix}"))
