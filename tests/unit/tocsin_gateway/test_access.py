@@ -76,6 +76,67 @@ def test_what_is_allowed_is_never_more_than_the_grant(allowed: list[Pattern], as
     assert all(any(pattern.matches(subject) for pattern in allowed) for subject in SUBJECTS if asked.matches(subject))
 
 
+WIDER = [".".join(parts) for size in range(1, 5) for parts in product("abc", repeat=size)]
+"""With a token that no pattern names, for what a wildcard matches besides."""
+
+
+@given(patterns, st.lists(patterns, max_size=2), patterns)
+def test_a_subscription_is_allowed_exactly_if_every_subject_of_it_is(allowed: Pattern, denied: list[Pattern], asked: Pattern) -> None:
+    """Against brute force, with one allowed pattern; with several, one of them has to contain the whole."""
+    free = all(allowed.matches(subject) and not any(no.matches(subject) for no in denied) for subject in WIDER if asked.matches(subject))
+    try:
+        Grant((allowed,), denied=tuple(denied)).check(asked, "a")
+    except ProtocolError:
+        assert not free, "refused without a reason"
+    else:
+        assert free, "allowed too much"
+
+
+@given(st.lists(patterns, max_size=3), st.lists(patterns, max_size=2), st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=4))
+def test_a_message_goes_exactly_where_it_may(allowed: list[Pattern], denied: list[Pattern], tokens: list[str]) -> None:
+    subject = ".".join(tokens)
+    free = any(yes.matches(subject) for yes in allowed) and not any(no.matches(subject) for no in denied)
+    try:
+        Grant((), publish=tuple(allowed), denied=tuple(denied)).check_publish(Pattern(subject), "a")
+    except ProtocolError:
+        assert not free
+    else:
+        assert free
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"deny": "pg.>"},
+        {"deny": None},
+        {"deny": [1]},
+        {"deny": ["pg..x"]},
+        {"publish": {"pg.shop.live.x": 1}},
+        {"publish": True},
+        {"presence": "yes"},
+        {"presence": 1},
+        {"subscribe": ["pg.x"] * 257},
+        {"sub": "x" * 257},
+        {"jti": "x" * 257},
+        {"rows": {"public.orders": {"id": {"about": 1}}}},
+        {"rows": [1]},
+        {"rows": {"orders": {"id": {"eq": 1}}}},
+        {"hidden": {"public.orders": "note"}},
+    ],
+)
+def test_a_claim_that_is_not_well_formed_refuses_the_token(claims: dict[str, Any]) -> None:
+    """Taken for less than it says it would open what it closes."""
+    assert next(iter(claims)) in refused(access(), token(**claims)).lower()
+
+
+def test_what_may_be_published_and_seen_is_cut_to_what_there_is() -> None:
+    grant = granted(access(), token(publish=["pg.>", "pg.shop.live.a.*", "pg.other.live.a", "pg.shop.change.>"], presence=["pg.shop.live.a.*", "$SYS.>"]))
+    assert [pattern.text for pattern in grant.publish] == ["pg.shop.live.a.*"]
+    assert [pattern.text for pattern in grant.presence] == ["pg.shop.live.a.*"]
+    assert granted(access(), token(presence=True)).may_see_presence(Pattern("pg.shop.change.>"))
+    assert not granted(access(), token()).may_see_presence(Pattern("pg.shop.x"))
+
+
 def test_a_claim_outside_the_prefix_grants_nothing() -> None:
     grant = granted(access(), token(subscribe=[">", "$SYS.>", "_INBOX.>", "$JS.API.>"]))
     assert grant.allowed == ()

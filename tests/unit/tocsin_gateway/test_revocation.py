@@ -1,0 +1,77 @@
+"""What has been taken back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tocsin_gateway.grant import Grant
+from tocsin_gateway.revocation import Revocation, Revoked
+
+
+def grant(token_id: str | None = "t", user: str | None = "alice", issued: float = 100.0) -> Grant:
+    return Grant((), expires=1e9, token_id=token_id, user=user, issued=issued)
+
+
+@pytest.mark.parametrize(
+    ("revocation", "held", "free"),
+    [
+        (Revocation(jti="t"), [grant(), grant(issued=999)], [grant("u"), grant(None)]),
+        (Revocation(sub="alice"), [grant(), grant("u"), grant(issued=500.0)], [grant(issued=500.5), grant(user="bob"), grant(user=None)]),
+        (Revocation(sub="alice", before=200), [grant(issued=200)], [grant(issued=201), grant(user="bob")]),
+        (Revocation(before=200), [grant(), grant(user=None), grant(None, None, 0.0)], [grant(issued=201)]),
+    ],
+)
+def test_a_revocation_holds_what_it_says_and_no_more(revocation: Revocation, held: list[Grant], free: list[Grant]) -> None:
+    revoked = Revoked()
+    revoked.add(revocation, 500.0)
+    assert all(revoked.holds(one) for one in held)
+    assert not any(revoked.holds(one) for one in free)
+    assert not revoked.holds(Grant(())), "who needed no token has none that could be taken back"
+
+
+@pytest.mark.parametrize(
+    ("revocation", "sense"),
+    [
+        (Revocation(), False),
+        (Revocation(jti="a", sub="b"), False),
+        (Revocation(jti="a", before=1), False),
+        (Revocation(sub="b", before=1), True),
+        (Revocation(jti="a"), True),
+    ],
+)
+def test_a_message_says_something_or_is_ignored(revocation: Revocation, sense: bool) -> None:
+    assert revocation.says_something is sense
+
+
+revocations = st.builds(Revocation, jti=st.sampled_from("ab")) | st.builds(
+    Revocation, sub=st.sampled_from(["x", "y", None]), before=st.none() | st.integers(0, 9)
+).filter(lambda made: made.says_something)
+
+
+@given(
+    st.lists(st.tuples(revocations, st.integers(0, 9)), max_size=8),
+    st.randoms(),
+    st.sampled_from(["a", "c", None]),
+    st.sampled_from(["x", None]),
+    st.integers(0, 10),
+)
+def test_order_and_repetition_do_not_matter(
+    messages: list[tuple[Revocation, int]], chance: object, token_id: str | None, user: str | None, issued: int
+) -> None:
+    """A gateway hears some at once, some later, and some twice."""
+    one, other = Revoked(), Revoked()
+    for revocation, at in messages:
+        one.add(revocation, at)
+    again = [*messages, *messages]
+    chance.shuffle(again)  # type: ignore[attr-defined]
+    for revocation, at in again:
+        other.add(revocation, at)
+    asked = grant(token_id, user, float(issued))
+    held = any(
+        (said.jti is not None and said.jti == token_id)
+        or (said.jti is None and (said.sub is None or said.sub == user) and issued <= (at if said.before is None else said.before))
+        for said, at in messages
+    )
+    assert one.holds(asked) == other.holds(asked) == held
