@@ -72,7 +72,7 @@ async def answer(connection: asyncpg.Connection, settings: Settings, what: str, 
     reached = Reached()
     async for finding in explain(connection, asked, reached):
         yield finding
-    if reached.passed:
+    if reached.begun:
         identity = await connection.fetchrow(way.SQL["identity"])
         assert identity is not None, "the cursor has moved, so there is a listener's identity"
         async for finding in reach.stream(asked.what, settings, {**identity, "source": encode_token(identity["source"])}, reached):

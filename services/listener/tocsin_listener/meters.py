@@ -83,8 +83,8 @@ class Meters:
         self.notify_queue.set(row["notify_queue"])
         self.set_aside.set(row["set_aside"])
         self.oldest_writer.clear()
-        if row["oldest_pid"] is not None:
-            self.oldest_writer.labels(str(row["oldest_pid"])).set(row["oldest_age"])
+        # An empty label is none to Prometheus: where nobody writes, the series says 0.
+        self.oldest_writer.labels(str(row["oldest_pid"] or "")).set(row["oldest_age"] or 0)
 
     def sent(self, messages: Sequence[Message]) -> None:
         """A chunk was acknowledged."""

@@ -43,7 +43,7 @@ async def examine(connection: asyncpg.Connection, *, late: float = LATE, large: 
         else bad(PART, "no listener leads: what is captured stays in the journal", "tocsin listener")
     )
     await connection.execute(SESSION)
-    reached = await connection.fetchval("SELECT coalesce(intended, reached)::text FROM tocsin.progress ORDER BY n DESC LIMIT 1")
+    reached = await connection.fetchval("SELECT reached::text FROM tocsin.progress ORDER BY n DESC LIMIT 1")
     behind = await connection.fetchrow(QUERIES["behind"], reached or BEGINNING)
     measured = await connection.fetchrow(QUERIES["measure"])
     assert behind is not None, "the query gives one row"

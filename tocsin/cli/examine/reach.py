@@ -40,6 +40,9 @@ async def stream(what: str, settings: Settings, identity: Mapping[str, Any], rea
         if error.code != NO_MESSAGE:
             yield bad(what, f"the stream {identity['stream']} does not answer: {error}", "tocsin doctor")
             return
+        if not reached.passed:
+            yield bad(what, "NATS has not acknowledged it yet", "wait a moment; else see whether NATS takes messages: tocsin doctor")
+            return
         fix = "raise TOCSIN_STREAM_MAX_AGE or TOCSIN_STREAM_MAX_BYTES; once more from the journal: tocsin replay --since 24h --to replay.again"
         yield bad(what, f"the stream {identity['stream']} has no message under {subject} any more: it aged out, or was purged", fix)
         return

@@ -35,10 +35,11 @@ class Asked:
 
 @dataclass(slots=True)
 class Reached:
-    """The journal's newest such event, once `journal` has found it: `subject` behind the source."""
+    """The journal's newest such event, once `journal` has found it: `subject` behind the source; `begun` once its batch was, `passed` for sure."""
 
     seq: int = 0
     subject: str = ""
+    begun: bool = False
     passed: bool = False
 
 
@@ -106,12 +107,12 @@ async def journal(connection: asyncpg.Connection, asked: Asked, reached: Reached
             )
         yield bad(what, "the journal has no event of it, at least none that it still keeps", fix)
         return
-    reached.seq, reached.subject, reached.passed = last["seq"], last["subject"], last["passed"]
+    reached.seq, reached.subject, reached.begun, reached.passed = last["seq"], last["subject"], last["begun"], last["passed"]
     told = f"the last event in the journal is {last['seq']} ({last['type']}, {last['age']:.0f} s ago, txid {last['xid']})"
     if last["refused"] is not None:
-        reached.passed = False
+        reached.begun = False
         yield bad(what, f"{told}; NATS refused it: {last['refused']}", f"mend that, then: tocsin retry {last['seq']}")
-    elif last["passed"]:
+    elif last["begun"]:
         yield good(what, f"{told}; it was given to the stream")
     elif await connection.fetchval(SQL["leader"], LOCK) is None:
         yield bad(what, f"{told}; no listener leads, so nobody sends it", "tocsin listener")

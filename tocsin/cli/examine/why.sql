@@ -11,9 +11,11 @@ SELECT format('change.%s.%s', tocsin.token(n.nspname), tocsin.token(c.relname)) 
 FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace ORDER BY 1
 
 -- name: last
--- The newest event whose subject, or former one, matches $1 (and whose key is $2), and whether the cursor has passed it.
+-- The newest event whose subject, or former one, matches $1 (and whose key is $2); whether its batch was begun, and whether the cursor has
+-- passed it, which is stored a moment later.
 SELECT j.seq, j.subject, j.type, j.key, j.xid::text AS xid, extract(epoch FROM clock_timestamp() - j.at)::float8 AS age,
-       coalesce((SELECT pg_visible_in_snapshot(j.xid, coalesce(p.intended, p.reached)) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS passed,
+       coalesce((SELECT pg_visible_in_snapshot(j.xid, coalesce(p.intended, p.reached)) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS begun,
+       coalesce((SELECT pg_visible_in_snapshot(j.xid, p.reached) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS passed,
        (SELECT q.reason FROM tocsin.quarantine AS q WHERE q.seq = j.seq AND q.retried IS NULL LIMIT 1) AS refused
 FROM tocsin.journal AS j
 WHERE (j.subject ~ $1 OR j.old_subject ~ $1) AND ($2::text IS NULL OR j.key = $2)
