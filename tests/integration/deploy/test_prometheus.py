@@ -51,9 +51,13 @@ async def scraping(running: Pipeline, program: str) -> AsyncIterator[httpx.Async
 
 
 async def ask(client: httpx.AsyncClient, expression: str) -> list[dict[str, Any]]:
-    answer = (await client.get("/query", params={"query": expression})).json()
-    assert answer["status"] == "success", (expression, answer)
-    found: list[dict[str, Any]] = answer["data"]["result"]
+    answer = await client.get("/query", params={"query": expression})
+    # 503 while it starts.
+    if answer.status_code == 503:
+        return []
+    told = answer.json()
+    assert told["status"] == "success", (expression, told)
+    found: list[dict[str, Any]] = told["data"]["result"]
     return found
 
 
