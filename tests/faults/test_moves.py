@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from websockets.asyncio.client import connect
 
 from tests.faults.test_listener_crashes import STREAM, assert_exactly_once, running_listener
+from tests.faults.test_listener_failover import standby_of
 from tests.support import oracle
 from tests.support.pipeline import DATABASE
 from tocsin.stack import process
@@ -102,3 +103,40 @@ async def test_the_stream_moves_to_another_nats_server_with_what_the_journal_hol
         finally:
             running.nats = old
             await other.stop()
+
+
+@pytest.mark.slow
+async def test_a_base_backup_put_back_on_the_same_timeline_gets_new_ids_and_a_new_epoch_and_goes_on() -> None:
+    """What was committed after the backup is gone from the database, and stays in the stream's past; sequences are given a second time."""
+    async with running_listener() as (running, source):
+        await source.execute("INSERT INTO t (n) SELECT generate_series(1, 20)")
+        await assert_exactly_once(running)
+        backup = await standby_of(running)
+        (backup.data / "standby.signal").unlink()
+        await source.execute("INSERT INTO t (n) SELECT generate_series(101, 120)")
+        before = {event["id"]: event for event in (await assert_exactly_once(running)).events}
+        await running.stop("listener")
+        await running.source.kill()
+        await backup.start()
+        old, running.source = running.source, backup
+        try:
+            running.environment["TOCSIN_DATABASE_URL"] = backup.url(DATABASE)
+            await running.start("listener")
+            restored = await asyncpg.connect(backup.url(DATABASE))
+            await restored.execute("INSERT INTO t (n) SELECT generate_series(201, 220)")
+            client = Client()
+            await client.connect(running.nats.url)
+            async with asyncio.timeout(15):
+                while not set(range(201, 221)) <= set((seen := await oracle.stream_events(client, STREAM)).values("n")):
+                    await asyncio.sleep(0.05)
+            await client.close()
+            assert len(seen.ids) == len(set(seen.ids)), "an id is never given twice"
+            assert set(before) <= set(seen.ids)
+            again = [event["data"]["new"]["n"] for event in seen.events if event["id"] not in before]
+            assert again == list(range(201, 221)), "nothing of the past is published again"
+            assert "new epoch" in (running.folder / "listener.log").read_text().rpartition('"leading"')[0].rpartition('"leading"')[2]
+            await restored.close()
+            await running.stop("listener")
+        finally:
+            running.source = old
+            await backup.stop()

@@ -15,6 +15,7 @@ from tocsin_listener.message import Message
 MOST_A_PAGE: Final = 16
 """Events of applications' traces that one page of a batch may add."""
 
+_WORD: Final = b"traceparent"
 _FIRST_OF_TRANSACTION: Final = b'"txposition":1,"annotation":'
 _NANO: Final = 1_000_000_000
 
@@ -39,7 +40,8 @@ class Tracing:
         """Put the header on the messages that are traced. The same at every reading of the same rows."""
         left = MOST_A_PAGE
         for message in messages:
-            if left and _FIRST_OF_TRANSACTION in message.body:
+            # The rare and short word first: to look for the long one in each body takes ten times as long.
+            if left and _WORD in message.body and _FIRST_OF_TRANSACTION in message.body:
                 parent = _application(message.body)
                 if parent is not None and parent.sampled:
                     left -= 1
@@ -83,7 +85,7 @@ def _publish_span(message: Message) -> str:
 
 def _application(body: bytes) -> Parent | None:
     """The trace that the application began, as its annotation tells it."""
-    if b'"traceparent"' not in body:
+    if _WORD not in body:
         return None
     try:
         annotation = _decoder.decode(body).annotation
