@@ -7,7 +7,9 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -26,6 +28,7 @@ from tocsin_listener.install import install
 from tocsin_listener.watch import watch
 
 SECRET = "a secret of at least thirty-two bytes!"
+ROLE = Path(__file__).parents[3] / "deploy/postgres/gateway.sql"
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int, total numeric, placed timestamptz DEFAULT '2026-11-22 20:15:31+00', note text)"
 
 
@@ -231,6 +234,23 @@ async def test_what_is_no_snapshot_is_refused(live: tuple[RunningGateway, str]) 
             answer = await client.subscribe(subject, since="snapshot")
             assert (answer["op"], answer["code"]) == ("error", "bad-since")
             assert said in answer["message"]
+
+
+async def test_the_role_of_least_rights_is_enough_and_row_security_is_never_applied_in_silence(
+    orders: asyncpg.Connection, source_url: str, nats_server: servers.Server
+) -> None:
+    await watch(orders, ["orders"], route=["customer"], when="id < 10")
+    await orders.execute(ROLE.read_text())
+    await orders.execute("GRANT SELECT ON orders TO tocsin_gateway")
+    parts = urlsplit(source_url)
+    url = urlunsplit(parts._replace(netloc=f"tocsin_gateway@{parts.netloc.rpartition('@')[2]}"))
+    async with listening(source_url, nats_server.url) as name, running_gateway(nats_server.url, name, database_url=url) as gateway, peer(gateway) as client:
+        rows, _, _ = await rows_and_end(client, f"pg.{name}.change.public.orders.>")
+        assert sorted(row["key"]["id"] for row in rows) == list(range(1, 10))
+        await orders.execute("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+        await client.send(op="subscribe", id="b", subject=f"pg.{name}.change.public.orders.>", since="snapshot")
+        refused, _ = await client.until("error")
+        assert (refused["id"], refused["code"]) == ("b", "unavailable")
 
 
 async def test_a_gateway_without_a_source_says_so(gateway: RunningGateway, stream: Stream) -> None:
