@@ -45,7 +45,8 @@ def test_every_alert_is_explained_beside_the_metric_that_it_watches() -> None:
     rules = re.findall(r"- alert: (\w+)\s+expr: (.+)", ALERTS)
     assert rules
     for alert, expression in rules:
-        (line,) = [line for line in METRICS.splitlines() if f"**{alert}**" in line]
+        line = next((line for line in METRICS.splitlines() if f"**{alert}**" in line), None)
+        assert line is not None, f"docs/operations/metrics.md does not say what **{alert}** watches"
         metric = re.search(r"tocsin_\w+|up", expression)
         assert metric is not None
         assert f"`{metric[0]}`" in line, f"{alert} watches {metric[0]}"
