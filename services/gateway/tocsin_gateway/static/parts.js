@@ -65,7 +65,7 @@ function draw(state) {
 
 function listenerLine({ measured, id, version }) {
   const { ready, role, behind_rows: rows, trouble } = measured;
-  const waiting = rows ? `, ${Math.round(rows).toLocaleString("en")} events behind` : "";
+  const waiting = rows ? `, ${rows.toLocaleString("en")} ${rows === 1 ? "event" : "events"} to send` : "";
   const text = trouble || (role === "leader" ? `leads${waiting}` : (role ?? "starting"));
   return { name: "listener", state: ready ? "good" : "bad", text, title: `${id}, version ${version}` };
 }
