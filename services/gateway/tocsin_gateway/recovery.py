@@ -80,10 +80,10 @@ class Recovery:
                 async with self._snapshots.rows(connection, subscription.table, id_) as table:
                     subscription.after = before.sequence
                     subscription.enter(State.REPLAYING)
-                    self._session.tell_subscribed(subscription, before, None)
+                    self._session.tell.subscribed(subscription, before, None)
                     async for page in table.pages():
                         for row in page:
-                            await self._session.send_row(subscription, row)
+                            await self._session.tell.row(subscription, row)
                 await self._snapshots.until_published(connection, table.moment, id_)
                 state = await present(self._link, self._stream)
                 end = Position(state.epoch or "", state.last_sequence)
@@ -99,7 +99,7 @@ class Recovery:
         finally:
             await pages.close()
         subscription.enter(State.REPLAYING)
-        self._session.send_snapshot_end(subscription, end)
+        self._session.tell.snapshot_end(subscription, end)
         return end
 
     async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
@@ -109,7 +109,7 @@ class Recovery:
             subscription.after = position.sequence
             subscription.state = State.LIVE
             self._session.attach(subscription)
-            self._session.tell_subscribed(subscription, position, reason)
+            self._session.tell.subscribed(subscription, position, reason)
             self._session.share()
             return True
 
@@ -147,7 +147,7 @@ class Recovery:
                 raise Unavailable("the stream can't be read at the moment; try again in a second") from None
             subscription.enter(State.REPLAYING)
             if not told:
-                self._session.tell_subscribed(subscription, start, None)
+                self._session.tell.subscribed(subscription, start, None)
             reader = _Reader(self._session, subscription, self._metrics)
             for event in page:
                 await reader.replay(event)

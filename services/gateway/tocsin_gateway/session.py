@@ -7,7 +7,6 @@ asked event by event; while one of its subscriptions replays, or filters, its fr
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from tocsin import broker
 from tocsin.position import Position
@@ -23,11 +22,10 @@ from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox, SocketOutbox
 from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.recovery import BUFFER_OVERHEAD, Recovery
-from tocsin_gateway.selection import NO_MARK, Shown, Unseen
-from tocsin_gateway.snapshot import Row, Snapshots, shown_row
+from tocsin_gateway.selection import NO_MARK
+from tocsin_gateway.snapshot import Snapshots
 from tocsin_gateway.subscription import State, Subscription
-
-DRAIN_SECONDS: Final = 0.01
+from tocsin_gateway.telling import Telling
 
 
 class Session:
@@ -59,6 +57,8 @@ class Session:
         self._last: StreamEvent | None = None
         self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
         self._snapshots = snapshots
+        self._all_plain = True
+        self.tell = Telling(outbox, limits, metrics)
         self._lounge = Lounge(live, limits, metrics, outbox, tasks)
         self.grant: Grant | None = access.anonymous()
 
@@ -66,11 +66,6 @@ class Session:
     def all_live(self) -> bool:
         """Whether no subscription replays, so that the last event's position holds for all of them."""
         return all(subscription.state is State.LIVE for subscription in self._subscriptions.values())
-
-    @property
-    def all_plain(self) -> bool:
-        """Whether every subscription wants every event of its pattern as it is."""
-        return all(subscription.selection is None for subscription in self._subscriptions.values())
 
     @property
     def subscriptions(self) -> int:
@@ -86,6 +81,7 @@ class Session:
                 grant.check(subscription.pattern, subscription.id)
                 before = subscription.selection
                 subscription.select_under(grant.visibility)
+                self._note_plain()
                 if subscription.table is not None and subscription.state is State.REPLAYING and subscription.selection != before:
                     raise ProtocolError("forbidden", "the token's rules changed while rows were sent; subscribe again", subscription.id)
             except ProtocolError as problem:
@@ -93,6 +89,10 @@ class Session:
                 self._outbox.send(protocol.unsubscribed(subscription.id))
         self._lounge.admit(grant)
         self.share()
+
+    def _note_plain(self) -> None:
+        """Whether every subscription wants every event of its pattern as it is."""
+        self._all_plain = all(subscription.selection is None for subscription in self._subscriptions.values())
 
     def handle(self, message: protocol.ClientMessage) -> None:
         """One client message but auth. Raises ProtocolError."""
@@ -135,6 +135,7 @@ class Session:
         subscription.select_under(self.grant.visibility)
         subscription.table = table
         self._subscriptions[request.id] = subscription
+        self._note_plain()
         self._metrics.subscriptions.inc()
         subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
         self._lounge.sit(request, pattern, self.grant)
@@ -156,7 +157,7 @@ class Session:
     def end_with(self, subscription: Subscription, problem: ProtocolError) -> None:
         self.unshare()
         self._drop(subscription)
-        self._tell_error(problem)
+        self.tell.error(problem)
         self.share()
 
     def close(self, code: int, reason: str) -> None:
@@ -198,8 +199,9 @@ class Session:
                 subscription.buffer.append(event)
                 subscription.buffer_bytes += len(event.body) + BUFFER_OVERHEAD
                 subscription.overflowed = subscription.buffer_bytes > JOIN_BUFFER_BYTES
-        if live and not self.all_plain:
-            self._send_judged(event, live)
+        if live and not self._all_plain:
+            # The copy under an old route is told too: who got the original is not among `live`.
+            self._tell(event, live, live=True)
         elif live and not event.is_copy_of(self._last):
             self._last = event
             self._metrics.frames.inc()
@@ -209,30 +211,15 @@ class Session:
             else:
                 self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK) for subscription in live]))
 
-    def _send_judged(self, event: StreamEvent, live: list[Subscription]) -> None:
-        """One frame for each form of the event. The copy under an old route is told too: who got the original is not among `live`."""
-        frames: dict[bytes, list[tuple[bytes, bytes]]] = {}
-        for subscription in live:
-            shown = Shown(event.payload) if subscription.selection is None else subscription.selection.judge(event)
-            if isinstance(shown, Unseen):
-                self._tell_unseen(subscription, event, shown)
-            elif shown is not None:
-                frames.setdefault(shown.payload, []).append((subscription.json_id, shown.mark))
-        for payload, recipients in frames.items():
-            self._metrics.frames.inc()
-            self._outbox.send(addressed(payload, recipients))
-
-    def _tell_unseen(self, subscription: Subscription, event: StreamEvent, unseen: Unseen) -> None:
-        if unseen.forbidden is not None:
-            self.end_with(subscription, ProtocolError("forbidden", unseen.forbidden, subscription.id))
-        else:
-            self.tell_subscribed(subscription, Position(event.epoch, event.sequence), "gap")
+    def _tell(self, event: StreamEvent, recipients: list[Subscription], *, live: bool) -> None:
+        for subscription, reason in self.tell.event(event, recipients, live=live):
+            self.end_with(subscription, ProtocolError("forbidden", reason, subscription.id))
 
     def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None:
         for subscription in self._attached.get(pattern, ()):
             if subscription.state is State.LIVE:
                 subscription.after = position.sequence
-                self.tell_subscribed(subscription, position, reason)
+                self.tell.subscribed(subscription, position, reason)
             else:
                 subscription.hole = reason
 
@@ -257,6 +244,7 @@ class Session:
         subscription.state = State.ENDED
         self._lounge.stand_up(subscription.id)
         del self._subscriptions[subscription.id]
+        self._note_plain()
         self._metrics.subscriptions.dec()
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
@@ -278,42 +266,9 @@ class Session:
                 subscription.after = max(subscription.after, self._hub.head)
             self._sharing = None
 
-    def tell_subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
-        if reason is not None:
-            self._metrics.unrecovered.labels(reason).inc()
-        self._outbox.send(protocol.subscribed(subscription.id, subscription.pattern.text, position, reason))
-
-    def _tell_error(self, problem: ProtocolError) -> None:
-        self._metrics.errors.labels(problem.code).inc()
-        self._outbox.send(protocol.error(problem))
-
-    async def drained(self) -> None:
-        """Returns once the client has taken most of what was sent."""
-        while self._outbox.waiting > self._limits.outbox_bytes // 4:
-            await asyncio.sleep(DRAIN_SECONDS)
-
     async def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
         """One event of a replay, once the client has taken most of what was sent before."""
-        await self.drained()
+        await self.tell.drained()
         subscription.enter(subscription.state)
         subscription.after = event.sequence
-        if subscription.selection is None:
-            self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK)]))
-        else:
-            self._send_judged(event, [subscription])
-
-    async def send_row(self, subscription: Subscription, row: Row) -> None:
-        """One row of a snapshot, once the client has taken most of what was sent before. Raises ProtocolError where its rule can't be judged."""
-        await self.drained()
-        subscription.enter(subscription.state)
-        assert subscription.table is not None
-        shown = shown_row(subscription.selection, subscription.table, row)
-        if isinstance(shown, Unseen):
-            raise ProtocolError("forbidden", shown.forbidden or "", subscription.id)
-        if shown is not None:
-            key, values = shown
-            json_id = subscription.json_id
-            self._outbox.send(protocol.large_row(json_id, key) if values is None else protocol.row(json_id, key, values))
-
-    def send_snapshot_end(self, subscription: Subscription, position: Position) -> None:
-        self._outbox.send(protocol.snapshot_end(subscription.id, position))
+        self._tell(event, [subscription], live=False)

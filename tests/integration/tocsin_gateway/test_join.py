@@ -11,7 +11,7 @@ import pytest
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tocsin.subject import Pattern
-from tocsin_gateway import consumer, recovery, replay, session
+from tocsin_gateway import consumer, recovery, replay, session, telling
 
 
 def expected(stream: Stream, pattern: str, position: str) -> list[int]:
@@ -173,14 +173,14 @@ async def test_subscriptions_that_come_and_go_on_one_socket_lose_and_repeat_noth
 async def test_events_that_age_out_during_a_replay_are_a_gap_that_is_told(gateway: RunningGateway, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     await stream.publish_many([stream.subject()] * 900)
     paused, reached = asyncio.Event(), asyncio.Event()
-    real = session.Session.drained
+    real = telling.Telling.drained
 
-    async def drained(self: session.Session) -> None:
+    async def drained(self: telling.Telling) -> None:
         reached.set()
         await paused.wait()
         await real(self)
 
-    monkeypatch.setattr(session.Session, "drained", drained)
+    monkeypatch.setattr(telling.Telling, "drained", drained)
     async with peer(gateway) as client:
         await client.subscribe(stream.subject(), since="start")
         await reached.wait()
