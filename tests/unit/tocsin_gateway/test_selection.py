@@ -135,7 +135,7 @@ def test_what_where_cannot_judge_is_told_with_null() -> None:
         stream_event("update", key={"id": 1}, truncated=True),
         stream_event("insert", key={"id": 1}, truncated=True),
         stream_event("truncate"),
-        StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", b'{"data":{"deep":' + b"[" * 5000 + b"]" * 5000 + b"}}"),
+        StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", b'{"data":{"deep":' + b"[" * 200_000 + b"]" * 200_000 + b"}}"),
     ):
         assert selection.judge(event) == Shown(event.payload)
     by_key = Selection.of(ORDERS, Where({"id": {"gt": 5}}), None, Visibility())
@@ -151,7 +151,7 @@ def test_what_a_rule_cannot_judge_is_withheld() -> None:
     assert selection is not None
     for truncated in (stream_event("update", key={"id": 1}, truncated=True), stream_event("insert", key={"id": 1}, truncated=True)):
         assert selection.judge(truncated) == Unseen(None)
-    deep = StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", b'{"data":{"deep":' + b"[" * 5000 + b"]" * 5000 + b"}}")
+    deep = StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", b'{"data":{"deep":' + b"[" * 200_000 + b"]" * 200_000 + b"}}")
     assert selection.judge(deep) == Unseen(None)
     for blind in (stream_event("update", key={"id": 1}, new={"id": 1, "customer": 2}), stream_event("insert", key={"id": 1}, new={"id": 1})):
         answer = selection.judge(blind)
