@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from nats.aio.client import Client
 
 from tests.acceptance.test_whole import SCRIPT, assert_whole
 from tests.support import oracle
@@ -58,4 +59,21 @@ async def test_from_the_program_of_version_1_to_this_one_under_load_nothing_is_l
         await running.start("gateway")
         async with oracle.socket_client(running.socket_url, "pg.shop.change.>", since="start") as (seen, arrived):
             assert await assert_whole(running, source, seen, arrived) == load.result()[0]
+        # And back, as docs/operations/upgrades.md says.
+        await running.stop("listener")
+        await running.tocsin("uninstall")
+        running.environment = present | old
+        await running.tocsin("install")
+        await running.tocsin("watch", "accounts", "ledger")
+        running.environment = present
+        await running.start("listener", **old)
+        await source.execute("INSERT INTO ledger (account, amount) VALUES (1, 4711)")
+        client = Client()
+        await client.connect(running.nats.url)
+        async with asyncio.timeout(15):
+            while 4711 not in (again := await oracle.stream_events(client, "TOCSIN_SHOP")).values("amount"):
+                await asyncio.sleep(0.05)
+        await client.close()
+        assert len(again.ids) == len(set(again.ids)), "no id is given twice"
+        assert again.ids[: len(seen.ids)] == seen.ids, "what was there stays as it was"
         await source.close()

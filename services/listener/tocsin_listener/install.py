@@ -11,7 +11,7 @@ import asyncpg
 
 from tocsin.errors import OperatorError
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of what is in the schema; a listener refuses another."""
 
 HEADROOM: Final = 6144
