@@ -22,7 +22,7 @@ from tocsin_gateway.history_route import history_route
 from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.sse import EventStream
 from tocsin_gateway.ticket_office import ticket_office
-from tocsin_gateway.visitor import refusal
+from tocsin_gateway.visitor import REFUSALS, refusal
 
 STATIC: Final = Path(__file__).parent / "static"
 CONSOLE_POLICY: Final = "; ".join(
@@ -59,7 +59,7 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
     async def websocket(socket: WebSocket) -> None:
         await Connection(gateway, socket).serve()
 
-    @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"])
+    @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"], responses=REFUSALS)
     async def sse(
         request: Request,
         subject: list[str] = Query([], description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008

@@ -14,6 +14,7 @@ from tocsin_gateway.history import ID
 from tocsin_gateway.limits import HISTORY_LIMIT
 from tocsin_gateway.protocol import Code, ProtocolError, Subscribe
 from tocsin_gateway.selection import Selection
+from tocsin_gateway.visitor import REFUSALS
 
 STATUS: Final[dict[Code, int]] = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
 
@@ -22,7 +23,7 @@ def history_route(gateway: Gateway) -> APIRouter:
     """The endpoint."""
     router = APIRouter()
 
-    @router.get("/events", summary="A page of history; `next` begins the following one", response_class=Response, tags=["events"])
+    @router.get("/events", summary="A page of history; `next` begins the following one", response_class=Response, tags=["events"], responses=REFUSALS)
     async def events(
         request: Request,
         subject: str = Query("", description="Subject pattern", examples=["pg.shop.change.public.orders.*"]),

@@ -22,7 +22,7 @@ from tocsin.subject import Pattern, SubjectError, encode_token
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.grant import Grant
 from tocsin_gateway.protocol import ProtocolError
-from tocsin_gateway.visitor import refusal, visitor
+from tocsin_gateway.visitor import REFUSALS, refusal, visitor
 
 FRESH_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 0.3
@@ -149,7 +149,9 @@ async def _everybody(client: Client, subject: str) -> list[_Stats]:
 def state_route(gateway: Gateway, state: State) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/state", summary="The state of stream, listeners, gateways and checker, as far as the token lets see it", response_class=Response)
+    @router.get(
+        "/state", summary="The state of stream, listeners, gateways and checker, as far as the token lets see it", response_class=Response, responses=REFUSALS
+    )
     async def read(request: Request) -> Response:
         try:
             grant = await visitor(gateway, request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,6 +13,15 @@ from tocsin_gateway.grant import Grant
 from tocsin_gateway.protocol import ProtocolError
 
 STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
+
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "Something in the query can't be understood: `code` and `message` say what"},
+    401: {"description": "No token, or one that is refused"},
+    403: {"description": "Not allowed by the token, or asked by a foreign page"},
+    429: {"description": "Over a limit"},
+    503: {"description": "The stream can't be read at the moment"},
+}
+"""For the interface's description."""
 
 
 async def visitor(gateway: Gateway, request: Request) -> Grant:

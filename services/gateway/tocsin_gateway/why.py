@@ -24,7 +24,7 @@ from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.visibility import Visibility
-from tocsin_gateway.visitor import refusal, visitor
+from tocsin_gateway.visitor import REFUSALS, refusal, visitor
 
 LOOKED_AT: Final = 2000
 """The newest messages of a subject that are searched for a key."""
@@ -183,7 +183,7 @@ def _step(name: str, ok: bool | None, text: str) -> dict[str, Any]:
 def why_route(why: Why) -> APIRouter:
     router = APIRouter(tags=["events"])
 
-    @router.get("/why", summary="Why did I not get it? Subject, token, stream and position, step by step", response_class=Response)
+    @router.get("/why", summary="Why did I not get it? Subject, token, stream and position, step by step", response_class=Response, responses=REFUSALS)
     async def explain(
         request: Request,
         subject: str = Query(description="Subject pattern", examples=["pg.shop.change.public.orders.*"]),
