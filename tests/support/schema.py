@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "string": (str,), "boolean": (bool,), "number": (int, float), "null": (type(None),)}
+_TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "string": (str,), "boolean": (bool,), "number": (int, float), "null": (type(None),), "array": (list,)}
 _NOTES = {"description", "examples", "default", "format"}
 
 
@@ -63,6 +63,12 @@ _CHECKS: dict[str, Any] = {
     "additionalProperties": _additional,
     "minProperties": lambda value, wanted, _s, _d, at: [] if not isinstance(value, dict) or len(value) >= wanted else [f"{at}: too few properties"],
     "pattern": lambda value, wanted, _s, _d, at: [] if not isinstance(value, str) or re.search(wanted, value) else [f"{at}: {value!r} is not {wanted}"],
+    "maxProperties": lambda value, wanted, _s, _d, at: [] if not isinstance(value, dict) or len(value) <= wanted else [f"{at}: too many properties"],
+    "items": lambda value, wanted, _s, document, at: (
+        [problem for item in value for problem in problems(item, wanted, document, f"{at}[]")] if isinstance(value, list) else []
+    ),
+    "minItems": lambda value, wanted, _s, _d, at: [] if not isinstance(value, list) or len(value) >= wanted else [f"{at}: too few items"],
+    "maxItems": lambda value, wanted, _s, _d, at: [] if not isinstance(value, list) or len(value) <= wanted else [f"{at}: too many items"],
     "minLength": lambda value, wanted, _s, _d, at: [] if not isinstance(value, str) or len(value) >= wanted else [f"{at}: too short"],
     "maxLength": lambda value, wanted, _s, _d, at: [] if not isinstance(value, str) or len(value) <= wanted else [f"{at}: too long"],
     "if": _if,

@@ -84,7 +84,8 @@ async def test_what_is_not_there_whole_is_not_there_in_part(gateway: RunningGate
 )
 async def test_a_bad_question_is_answered_clearly(gateway: RunningGateway, query: dict[str, str], code: str) -> None:
     asked = {"subject": "pg.>", **query}
-    answer = await get(gateway, asked.pop("subject"), status=400, **asked)
+    options: dict[str, Any] = asked
+    answer = await get(gateway, options.pop("subject"), status=400, **options)
     assert answer["code"] == code
     assert answer["message"]
 

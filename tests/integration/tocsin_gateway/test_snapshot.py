@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from tests.support import servers
 from tests.support.gateway import Peer, RunningGateway, peer, running_gateway
+from tests.support.schema import problems
 from tests.support.stream import Stream
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
@@ -161,8 +162,15 @@ async def test_rows_are_what_events_of_them_would_be(live: tuple[RunningGateway,
 
 async def test_where_select_and_the_watch_s_own_condition_and_columns(live: tuple[RunningGateway, str], orders: asyncpg.Connection) -> None:
     gateway, pattern = live
-    async with peer(gateway) as client:
-        rows, _, _ = await rows_and_end(client, pattern, where={"customer": {"eq": 42}, "total": {"lte": 10.1}}, select=["total"])
+    async with peer(gateway) as client, httpx.AsyncClient() as http:
+        document = (await http.get(f"{gateway.url}/asyncapi.json")).json()
+        messages = document["components"]["messages"]
+        asked = {"where": {"customer": {"eq": 42}, "total": {"lte": 10.1}}, "select": ["total"]}
+        assert problems({"op": "subscribe", "id": "a", "subject": pattern, "since": "snapshot", **asked}, messages["subscribe"]["payload"], document) == []
+        rows, _, end = await rows_and_end(client, pattern, **asked)
+        assert problems({"op": "snapshot-end", "id": "a", "position": end}, messages["snapshot-end"]["payload"], document) == []
+        assert [problems(row, messages["row"]["payload"], document) for row in rows] == [[]] * 5
+        rows, _, _ = await rows_and_end(client, pattern, id="b", where={"customer": {"eq": 42}, "total": {"lte": 10.1}}, select=["total"])
         assert [(row["key"], row["row"]) for row in rows] == [({"id": n}, {"total": n + 0.1}) for n in (2, 4, 6, 8, 10)]
     await watch(orders, ["orders"], columns=["id", "customer"], when="id <= 5", exact_numbers=True)
     async with peer(gateway) as client:
