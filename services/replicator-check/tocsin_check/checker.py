@@ -204,6 +204,8 @@ class Checker:
             for table in taken.tables:
                 if isinstance(table, Comparable):
                     self.incremental.stock(table)
+                else:
+                    self.incremental.cut_off(str(table.name))
         return taken.tables
 
     async def _serve_asked(self, sides: Sides, tables: tuple[Comparable | Unauditable, ...]) -> None:

@@ -107,6 +107,11 @@ class Incremental:
         dirty = self._changes.dirty(name) if obstacle is None else None
         entry.report = entry.report.model_copy(update={"dirty": dirty, "unfollowed": obstacle, "swept": swept})
 
+    def cut_off(self, name: str) -> None:
+        """Changes may not reach the replica now, or the table is not what it was: what was proven is of no use for the keys that change."""
+        self._changes.spoil(name, "it could not be audited for a while")
+        self._sweeps.pop(name, None)
+
     def full_begins(self, name: str) -> None:
         self._changes.whole_begins(name)
         self._sweeps.pop(name, None)

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
-from tocsin_check.report import WORST_FIRST, now
+from tocsin_check.report import WORST_FIRST, Report, now
 
 
 class Metrics:
@@ -54,6 +54,10 @@ class ReportCollector(Collector):
             if table.verified_at is not None:
                 age.add_metric([table.table], (now() - table.verified_at).total_seconds())
         yield from (status, rows, age)
+        dirty = GaugeMetricFamily("tocsin_check_dirty_keys", "Changed keys that wait to be read; absent where changes are not followed", labels=["table"])
+        for followed, number in ((table.table, table.dirty) for table in report.tables if table.dirty is not None):
+            dirty.add_metric([followed], number)
+        yield dirty
         found = GaugeMetricFamily("tocsin_check_findings", "Findings about replication itself", labels=["severity"])
         for severity in ("error", "warning", "info"):
             found.add_metric([severity], sum(f.severity == severity for f in report.replication.findings))
@@ -62,8 +66,11 @@ class ReportCollector(Collector):
         for each in {(f.code, f.severity, f.table or "") for f in report.replication.findings}:
             codes.add_metric(each, 1)
         yield codes
+        yield self._retained(report)
+
+    def _retained(self, report: Report) -> Metric:
         retained = GaugeMetricFamily("tocsin_check_slot_retained_bytes", "WAL that the replica's slot holds back on the source", labels=["slot"])
         slot = report.replication.slot
         if slot.get("retained_bytes") is not None:
             retained.add_metric([str(slot["name"])], float(slot["retained_bytes"]))
-        yield retained
+        return retained

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
+import pytest
 import pytest_asyncio
 
 from tests.support import servers
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
+from tocsin_check import findings as findings_module
 from tocsin_check import inventory, sessions
 from tocsin_check.checker import Checker
 from tocsin_check.coverage import Facts
@@ -180,6 +182,19 @@ async def test_each_fault_of_the_subscription(setup: Setup, eyes: Eyes, source: 
     assert (finding.severity, "--drop --with-data" in finding.fix) == ("error", True)
 
 
+async def _until_endangered(source: asyncpg.Connection, replica: asyncpg.Connection) -> None:
+    """Beyond the limit and before the next checkpoint the slot is in danger, and that is told."""
+    async with asyncio.timeout(30):
+        while await source.fetchval("SELECT wal_status FROM pg_replication_slots") != "unreserved":
+            await source.execute("INSERT INTO t VALUES (2) ON CONFLICT DO NOTHING; SELECT pg_switch_wal()")
+    await source.execute("SET search_path = pg_catalog")
+    await replica.execute("SET search_path = pg_catalog")
+    finding = next(f for f in findings((await inventory.take(source, replica, {})).facts) if f.code == "slot-endangered")
+    assert (finding.severity, "max_slot_wal_keep_size" in finding.fix) == ("error", True)
+    await source.execute("RESET search_path")
+    await replica.execute("RESET search_path")
+
+
 async def test_a_lost_slot_is_told_and_its_fix_mends_it(replica_url: str) -> None:
     """A source with 1 MB for slots removes the WAL that a stopped replica needs; the fix named copies it all anew."""
     with tempfile.TemporaryDirectory(prefix="tocsin-slot-") as folder:
@@ -192,6 +207,7 @@ async def test_a_lost_slot_is_told_and_its_fix_mends_it(replica_url: str) -> Non
             await source.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
             await replicate(source_url=server.url(), replica_url=replica_url, patience=60)
             await replica.execute("ALTER SUBSCRIPTION tocsin DISABLE")
+            await _until_endangered(source, replica)
             checker = Checker(server.url(), replica_url, publishing=False)
             async with open_sides(server.url(), replica_url) as sides, asyncio.timeout(40):
                 while True:
@@ -210,3 +226,33 @@ async def test_a_lost_slot_is_told_and_its_fix_mends_it(replica_url: str) -> Non
             await replica.close()
         finally:
             await server.stop()
+
+
+async def test_a_partition_that_the_replica_lacks_wal_held_back_and_old_versions(
+    setup: Setup, eyes: Eyes, source: asyncpg.Connection, replica: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the versions and the sizes the thresholds are moved, the rest is real."""
+    await source.execute("CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)")
+    await setup()
+    assert not {"no-partition", "slot-retains", "version-loses-rows", "version-memory"} & (await eyes.found()).keys()
+    await source.execute("CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)")
+    finding = (await eyes.found())["no-partition"]
+    assert (finding.severity, "p2" in finding.message, finding.fix) == ("error", True, "tocsin replicate public.p")
+    await setup("p")
+    assert "no-partition" not in await eyes.found(), "its fix mends it"
+    monkeypatch.setattr(findings_module, "RETAINED_WARNING", 0)
+    await replica.execute("ALTER SUBSCRIPTION tocsin DISABLE")
+    await source.execute("CREATE TABLE bulk AS SELECT repeat('x', 100) FROM generate_series(1, 2000)")
+    assert (await eyes.until("slot-retains", "warning")).message.endswith("of WAL on the source")
+    major, minor = divmod(int(await source.fetchval("SHOW server_version_num")), 10_000)
+    monkeypatch.setattr(findings_module, "INVALIDATIONS_FIXED", {major: minor + 1})
+    assert (await eyes.found())["version-memory"].severity == "warning"
+    monkeypatch.setattr(findings_module, "DATA_LOSS_FIXED", {major: minor + 1})
+    assert f"update it to {major}.{minor + 1}" in (await eyes.found())["version-loses-rows"].fix
+    await replica.execute("ALTER SUBSCRIPTION tocsin ENABLE")
+
+
+async def test_a_replica_without_a_subscription_says_so(source: asyncpg.Connection, eyes: Eyes) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    finding = (await eyes.found())["no-subscription"]
+    assert (finding.severity, finding.fix) == ("error", "tocsin replicate")

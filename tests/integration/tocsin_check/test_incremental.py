@@ -253,3 +253,21 @@ async def test_writers_under_an_incremental_audit_cause_no_false_alarm_and_hide_
             assert [row.key["id"] for row in report.sample] in ([101], []), "the update may have mended it"
         finally:
             stop.set()
+
+
+async def test_a_table_that_was_cut_off_for_a_while_is_read_wholly(
+    setup: Setup, room: Callable[..., contextlib.AbstractAsyncContextManager[Room]], source: asyncpg.Connection
+) -> None:
+    """What changed meanwhile was told by the stream, and never reached the replica."""
+    await _fill(source)
+    await setup()
+    async with room() as at:
+        await at.followed()
+        await source.execute("ALTER PUBLICATION tocsin DROP TABLE t")
+        await source.execute("INSERT INTO t VALUES (5000, 'missed')")
+        assert (await at.round()).status == "unauditable"
+        await source.execute("ALTER PUBLICATION tocsin ADD TABLE t")
+        report = await at.round()
+        assert (report.unfollowed, report.status) == ("it could not be audited for a while", "unauditable")
+        report = await at.followed()
+        assert (report.status, report.missing) == ("drift", 1)
