@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from tocsin.client import Delivery, Gap, Row, SnapshotEnd, SnapshotStart, subscribe
+from tocsin.cli.handler import Handler, HandlerError
+from tocsin.client import Delivery, Gap, Live, Row, SnapshotEnd, SnapshotStart, subscribe
 from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
+
+Show = Callable[[Delivery | Row], Awaitable[None] | None]
 
 STYLES: Final = {
     "insert": "green",
@@ -38,7 +42,7 @@ INTERRUPTED: Final = 130
 LONGEST_VALUE: Final = 60
 
 
-def command(
+def command(  # noqa: PLR0917  # each is a flag
     subject: Annotated[str, typer.Argument(help="A subject; `*` is one token, a last `>` the rest.")],
     since: Annotated[str, typer.Option(help="Where to begin: now, start, snapshot (a table's rows first), an age such as 5m, or a position.")] = "now",
     where: Annotated[
@@ -46,6 +50,12 @@ def command(
     ] = None,
     select: Annotated[str | None, typer.Option(help="Only these columns, with commas between.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: subject, position, event.")] = False,
+    execute: Annotated[
+        str | None,
+        typer.Option(
+            "--exec", metavar="COMMAND", help="Run this for each event: its JSON on standard input, EVENT_OP, EVENT_KEY, … as variables; a failure ends it."
+        ),
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     url: Annotated[str | None, typer.Option(help="The gateway's URL.", show_default="http://127.0.0.1:8080")] = None,
     token: Annotated[str | None, typer.Option(help="A JWT, where the gateway asks for one.")] = None,
@@ -53,12 +63,13 @@ def command(
     """Show events as they happen; a lost gateway is waited for, and nothing of the time between is missed.
 
     Examples: `tocsin tail 'pg.>'` · `tocsin tail 'pg.shop.change.public.orders.*' --since 5m --json` ·
-    `tocsin tail 'pg.shop.change.public.orders.>' --since snapshot --where customer=42 --select id,status`
+    `tocsin tail 'pg.shop.change.public.orders.>' --since snapshot --where customer=42 --select id,status` ·
+    `tocsin tail 'pg.shop.event.order.paid' --exec 'python3 send_invoice.py'`
     """
     from rich.console import Console
 
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    show = _json_line if as_json else lambda delivery: out.print(line(delivery))
+    show = _shower(out, as_json=as_json, execute=execute)
     asked = {"since": since, "where": conditions(where) if where else None, "select": select.split(",") if select else None, "token": token}
     following = _follow(url or _gateway_url(), subject, asked, count, show, err.print)
     try:
@@ -72,29 +83,33 @@ def command(
     raise typer.Exit(code)
 
 
+def _shower(out: Console, *, as_json: bool, execute: str | None) -> Show:
+    """What is done with each event: with --exec it is shown only where --json asks for that too."""
+    if execute is None:
+        return _json_line if as_json else lambda delivery: out.print(line(delivery))
+    handler = Handler(execute)
+
+    async def handle(item: Delivery | Row) -> None:
+        await handler.run(item, _encoded(item))
+        if as_json:
+            _json_line(item)
+
+    return handle
+
+
 def _gateway_url() -> str:
     settings = load_settings()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104  # an address to replace
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway_port}"
 
 
-async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | None, show: Callable[[Delivery | Row], None], say: Callable[[Any], None]) -> int:
-    told = ""
-
-    def on_state(state: str, error: BaseException | None) -> None:
-        nonlocal told
-        now = f"[yellow]waiting for the gateway at {_plain(url)}: {_plain(str(error))}[/]" if state == "retrying" else ""
-        if state == "live" and told:
-            say("[green]connected[/]")
-        if now and not told:
-            say(now + "\n[dim]start it with: tocsin gateway, or everything with: tocsin up[/]")
-        if state != "connecting":
-            told = now
-
+async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | None, show: Show, say: Callable[[Any], None]) -> int:
+    teller = _Teller(url, say)
     try:
-        live = subscribe(url, subject, **asked, tolerate_gaps=True, on_state=on_state)
+        live = subscribe(url, subject, **asked, tolerate_gaps=True, on_state=teller)
     except ValueError as error:
         raise OperatorError(str(error), "tocsin tail --url http://127.0.0.1:8080 …", exit_code=2) from None
+    teller.live = live
     shown = 0
     try:
         async with live as events:
@@ -102,7 +117,10 @@ async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | No
                 if isinstance(item, Gap | SnapshotStart | SnapshotEnd):
                     say(_remark(item))
                     continue
-                show(item)
+                showing = show(item)
+                if showing is not None:
+                    await _handled(showing, teller.before, say)
+                teller.before = live.position
                 shown += 1
                 if shown == count:
                     break
@@ -110,6 +128,37 @@ async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | No
         if live.position is not None and sys.stderr.isatty():
             say(f"[dim]go on from here with: --since {live.position}[/]")
     return 0
+
+
+class _Teller:
+    """Says when the gateway is waited for, once for each outage. `before` is where to resume so that the next event comes again."""
+
+    def __init__(self, url: str, say: Callable[[Any], None]) -> None:
+        self.live: Live[Any] | None = None
+        self.before: str | None = None
+        self._url = url
+        self._say = say
+        self._told = ""
+
+    def __call__(self, state: str, error: BaseException | None) -> None:
+        if state == "live" and self.before is None and self.live is not None:
+            self.before = self.live.position
+        now = f"[yellow]waiting for the gateway at {_plain(self._url)}: {_plain(str(error))}[/]" if state == "retrying" else ""
+        if state == "live" and self._told:
+            self._say("[green]connected[/]")
+        if now and not self._told:
+            self._say(now + "\n[dim]start it with: tocsin gateway, or everything with: tocsin up[/]")
+        if state != "connecting":
+            self._told = now
+
+
+async def _handled(running: Awaitable[None], before: str | None, say: Callable[[Any], None]) -> None:
+    try:
+        await running
+    except HandlerError:
+        if before is not None:
+            say(f"[dim]the event that failed comes again with: --since {before}[/]")
+        raise
 
 
 def _remark(item: Gap | SnapshotStart | SnapshotEnd) -> str:
@@ -150,13 +199,17 @@ def _condition(text: str) -> dict[str, dict[str, Any]]:
 
 
 def _json_line(delivery: Delivery | Row) -> None:
+    sys.stdout.write(_encoded(delivery).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _encoded(delivery: Delivery | Row) -> bytes:
     if isinstance(delivery, Row):
         frame: dict[str, Any] = {"key": delivery.key, "row": delivery.row}
     else:
         effect = {"effect": delivery.effect} if delivery.effect is not None else {}
         frame = {"subject": delivery.subject, "position": delivery.position, "event": delivery.event, **effect}
-    sys.stdout.write(msgspec.json.encode(frame).decode() + "\n")
-    sys.stdout.flush()
+    return msgspec.json.encode(frame)
 
 
 def line(delivery: Delivery | Row) -> Text:

@@ -107,3 +107,27 @@ async def test_a_reader_that_has_had_enough_is_no_error(gateway: RunningGateway,
     async with asyncio.timeout(30):
         out, err = await child.communicate()
     assert (child.returncode, err.decode(), len(out.splitlines())) == (0, "", 1)
+
+
+async def test_a_program_runs_for_each_event_with_its_json_and_nothing_in_an_event_is_a_command(gateway: RunningGateway, stream: Stream) -> None:
+    evil = "x'; touch owned; $(touch owned) `touch owned`"
+    await stream.publish(stream.subject(), new={"id": 1, "note": evil})
+    await stream.publish(stream.subject(op="delete"), op="delete")
+    script = "import json, os, sys; e = json.load(sys.stdin); print(os.environ['EVENT_OP'], os.environ['EVENT_KEY'], e['event']['data']['new'].get('note'))"
+    async with tail(gateway.url, "pg.>", "--since", "start", "--count", "2", "--exec", f'"{sys.executable}" -c "{script}"') as child:
+        out, err = await child.communicate()
+    assert child.returncode == 0, err.decode()
+    assert out.decode().splitlines() == [f'insert {{"id":1}} {evil}', 'delete {"id":2} None']
+
+
+async def test_a_program_that_fails_ends_it_and_says_where_to_go_on(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish(*[stream.subject()] * 3)
+    once = ("pg.>", "--exec", "sh -c 'test $EVENT_ID != inc-2'")
+    async with tail(gateway.url, *once, "--since", "start") as child:
+        _, err = await child.communicate()
+    assert (child.returncode, f"--since {stream.position(1)}" in err.decode(), stream.position(2) in err.decode()) == (1, True, True), err.decode()
+    async with tail(gateway.url, "pg.>", "--exec", "true", "--since", stream.position(1), "--count", "2") as child:
+        assert await child.wait() == 0
+    async with tail(gateway.url, "pg.>", "--exec", "/no/such/program", "--since", "start") as child:
+        _, err = await child.communicate()
+    assert (child.returncode, "fix:" in err.decode()) == (2, True), err.decode()
