@@ -47,6 +47,19 @@ LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
         "one statement that touches very many rows, against the same without capture",
         lambda f: ", ".join(f"{n}: {v}" for n, v in f.items() if n != "bench"),
     ),
+    (
+        "soak",
+        "random writers, and every few seconds a kill -9 of a listener, NATS or PostgreSQL",
+        lambda f: (
+            f"{f['minutes']} minutes, {f['kills']} kills, {f['events']:,} events: {f['stream_lost']} lost, {f['stream_repeated']} repeated,"
+            f" {f['stream_out_of_order']} out of order in the stream; {f['client_lost']}, {f['client_repeated']} and {f['client_out_of_order']} at the client"
+        ),
+    ),
+    (
+        "growth_capture",
+        "commits/s of bare, listener running, as it grows",
+        lambda f: ", ".join(f"{name.removesuffix(', of bare')}: {value}" for name, value in f.items() if name.endswith(", of bare")),
+    ),
     ("drift", "a full audit", lambda f: ", ".join(f"{name}: {value}" for name, value in f.items() if name != "bench")),
     ("drift_incremental", "an audit after 1,000 changed rows", lambda f: ", ".join(f"{name}: {value}" for name, value in f.items() if name != "bench")),
 ]
