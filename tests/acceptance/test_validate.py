@@ -156,7 +156,18 @@ async def test_a_subscription_disabled_in_the_middle_is_named_and_goes_on_afterw
     """The replica still has to write into the trial's table: dropping it there would stop the replication of every table."""
     child = await begun(installation, "--json", "--patience", "2")
     replica = await asyncpg.connect(installation.replica_url)
-    await replica.execute("ALTER SUBSCRIPTION tocsin DISABLE")
+    # Once its copy is done PostgreSQL itself lets the table be dropped, and the changes are still to come.
+    async with asyncio.timeout(20):
+        while not await replica.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid::regclass::text ~ 'tocsin_validate_' AND srsubstate = 'r')"
+        ):
+            await asyncio.sleep(0.002)
+    name = await replica.fetchval("SELECT srrelid::regclass::text FROM pg_subscription_rel WHERE srrelid::regclass::text ~ 'tocsin_validate_'")
+    async with replica.transaction():
+        await replica.execute(f"LOCK TABLE {name} IN SHARE MODE")
+        other = await asyncpg.connect(installation.replica_url)
+        await other.execute("ALTER SUBSCRIPTION tocsin DISABLE")
+        await other.close()
     output, _ = await child.communicate()
     report = json.loads(output)
     assert child.returncode == 1
