@@ -145,6 +145,27 @@ async def test_rows_and_changes_make_the_table_whatever_is_written_meanwhile(
             assert applied(table, frames) == await rows_of(orders, condition)
 
 
+async def test_the_end_waits_for_a_listener_that_is_behind_and_nothing_of_the_rows_comes_again(
+    orders: asyncpg.Connection, source_url: str, nats_server: servers.Server
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        async with listening(source_url, nats_server.url) as name:
+            gateway = await stack.enter_async_context(running_gateway(nats_server.url, name, database_url=source_url))
+        await orders.execute("INSERT INTO orders VALUES (1000, 1, 1)")
+        pattern = f"pg.{name}.change.public.orders.>"
+        client, other = await stack.enter_async_context(peer(gateway)), await stack.enter_async_context(peer(gateway))
+        await client.send(op="subscribe", id="a", subject=pattern, since="snapshot")
+        frames = [await client.next() for _ in range(302)]
+        assert frames[-1]["op"] == "row"
+        async with listening(source_url, nats_server.url):
+            end, before = await client.until("snapshot-end")
+            assert before == []
+            assert (await other.subscribe(pattern, since=end["position"]))["recovered"]
+            await orders.execute("INSERT INTO orders VALUES (1001, 1, 1)")
+            for each in (client, other):
+                assert [frame["event"]["data"]["key"] for frame in await each.events(1)] == [{"id": 1001}]
+
+
 async def test_rows_are_what_events_of_them_would_be(live: tuple[RunningGateway, str], orders: asyncpg.Connection) -> None:
     """Digits, time zones and NULL alike."""
     gateway, pattern = live
