@@ -88,7 +88,7 @@ def numbers(text: str) -> list[int]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=numbers, default=[50_000, 200_000, 500_000])
+    parser.add_argument("--rows", type=numbers, default=[50_000, 200_000])
     parser.add_argument("--drifts", type=numbers, default=[100, 100_000])
     parser.add_argument("--tables", type=numbers, default=[1, 100], help="1,100,1000 takes some minutes")
     given = parser.parse_args()

@@ -41,7 +41,7 @@ class Mending:
         async for batch in repair.statements(sides, table, checker.ledger.keys(str(table.name)), patience=PATIENCE):
             done += batch
         if done:
-            self._script.append(f"-- {table.name!s}\n".replace("\r", " "))
+            self._script.append(f"-- {' '.join(str(table.name).split())}\n")  # a name may hold a line's end, and the comment must not end there
             self._script += [f"{each.statement}\n" for each in done]
         return done
 

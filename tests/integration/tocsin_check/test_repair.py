@@ -25,7 +25,7 @@ async def _state(connection: asyncpg.Connection, table: str) -> list[asyncpg.Rec
     return list(await connection.fetch(f"SELECT t::text, xmin::text, ctid::text FROM {table} AS t ORDER BY 1"))
 
 
-WEIRD = '"we""ird"."ta FROM ble"'
+WEIRD = '"we""ird"."ta FROM\n SELECT 1/0; ble"'
 HOSTILE = f"""
 CREATE SCHEMA "we""ird";
 CREATE TYPE "we""ird"."mo od" AS ENUM ('so''', 'la');
@@ -47,14 +47,14 @@ async def test_missing_extra_and_different_rows_are_repaired_whatever_they_are_c
     await source.execute(HOSTILE)
     await source.execute("CREATE TABLE plain (id int PRIMARY KEY, u int UNIQUE); INSERT INTO plain SELECT i, i FROM generate_series(1, 9) i")
     await setup()
-    await replica.execute(r"""
+    await replica.execute(rf"""
         CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''a trigger fires''; END';
-        CREATE TRIGGER no BEFORE INSERT OR UPDATE OR DELETE ON "we""ird"."ta FROM ble" FOR EACH ROW EXECUTE FUNCTION no();
+        CREATE TRIGGER no BEFORE INSERT OR UPDATE OR DELETE ON {WEIRD} FOR EACH ROW EXECUTE FUNCTION no();
         SET session_replication_role = replica;
-        DELETE FROM "we""ird"."ta FROM ble" WHERE "k'1" IN ('k''\1', 'k''\2');
-        UPDATE "we""ird"."ta FROM ble" SET "v FROM" = NULL, bits = B'111', fixed = 'zz', a = NULL, m = 'la', raw = '\x', big = repeat('y', 4000), f = '-0',
+        DELETE FROM {WEIRD} WHERE "k'1" IN ('k''\1', 'k''\2');
+        UPDATE {WEIRD} SET "v FROM" = NULL, bits = B'111', fixed = 'zz', a = NULL, m = 'la', raw = '\x', big = repeat('y', 4000), f = '-0',
             i = '1 s' WHERE "k'1" IN ('k''\3', 'k''\4');
-        INSERT INTO "we""ird"."ta FROM ble" ("k'1", "select", serial_no) OVERRIDING SYSTEM VALUE VALUES ('extra', '2027-01-01', 77);
+        INSERT INTO {WEIRD} ("k'1", "select", serial_no) OVERRIDING SYSTEM VALUE VALUES ('extra', '2027-01-01', 77);
         DELETE FROM plain WHERE id = 1; UPDATE plain SET u = 1 WHERE id = 2; INSERT INTO plain VALUES (99, 2);
         RESET session_replication_role""")
     before = [await _state(source, table) for table in (WEIRD, "plain")]
