@@ -16,6 +16,8 @@ import pytest_asyncio
 from tests.integration.tocsin_check.test_history import served
 from tests.integration.tocsin_check.test_service import tocsin, until
 from tests.support import servers
+from tocsin.sql import load_queries
+from tocsin_check import sessions
 from tocsin_check.replicate import replicate
 from tocsin_check.unreplicate import unreplicate
 from tocsin_listener.install import install
@@ -76,6 +78,16 @@ async def test_the_checker_and_tocsin_drift_work_with_the_least_rights(pair: tup
     await owner.execute("UPDATE plain SET v = 'changed' WHERE id = 3")
     code, out, err = await tocsin("drift", "--show-values", **urls)
     assert (code, "source 'v3', replica 'changed'" in out) == (1, True), out + err
+
+    code, out, err = await tocsin("drift", "--repair", "--apply", **urls)
+    assert (code, "GRANT SET ON PARAMETER session_replication_role" in err) == (2, True), out + err
+    assert await owner.fetchval("SELECT v FROM plain WHERE id = 3") == "changed"
+    await source.fetch("SELECT tocsin.watch('plain')")
+    reader = await sessions.open_reader(source_url, sessions.SOURCE_SETTING)
+    queries = load_queries("tocsin_check", "changes.sql")
+    assert [tuple(row)[:2] for row in await reader.fetch(queries["watched"])] == [("public", "plain")]
+    await reader.fetchval(queries["reached"])
+    await reader.close()
 
     async def visit(client: object) -> None:
         async def published() -> bool:
