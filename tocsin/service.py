@@ -137,14 +137,17 @@ def configure_logging(level: str, form: str) -> None:
     )
 
 
-def bind(host: str, port: int, setting: str) -> socket.socket:
-    """A listening socket. Raises OperatorError that names the port and the setting that changes it."""
+def bind(host: str, port: int, setting: str, *, shared: bool = False, listen: bool = True) -> socket.socket:
+    """A listening socket; a `shared` one leaves room for others on its port. Raises OperatorError that names the port and the setting that changes it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
-        sock.listen(4096)
+        if listen:
+            sock.listen(4096)
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

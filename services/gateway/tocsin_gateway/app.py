@@ -51,9 +51,9 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
         docs_url=None,  # FastAPI's own page loads its scripts from another host
         redoc_url=None,
     )
-    add_health(app, gateway.registry, gateway.readiness)
-    for router in (ticket_office(gateway), history_route(gateway), *routers):
+    for router in (*routers, ticket_office(gateway), history_route(gateway)):
         app.include_router(router)
+    add_health(app, gateway.registry, gateway.readiness)
 
     @app.websocket("/ws")
     async def websocket(socket: WebSocket) -> None:
