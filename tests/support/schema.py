@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_TYPES: dict[str, tuple[type, ...]] = {"object": (dict,), "string": (str,), "boolean": (bool,), "number": (int, float), "null": (type(None),), "array": (list,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "null": (type(None),),
+    "array": (list,),
+}
 _NOTES = {"description", "examples", "default", "format"}
 
 
@@ -31,7 +39,7 @@ def resolve(reference: str, document: Any) -> Any:
 
 def _type(value: Any, wanted: Any, _schema: Any, _document: Any, at: str) -> list[str]:
     names = [wanted] if isinstance(wanted, str) else wanted
-    fits = any(isinstance(value, _TYPES[name]) and not (name == "number" and isinstance(value, bool)) for name in names)
+    fits = any(isinstance(value, _TYPES[name]) and not (name in ("integer", "number") and isinstance(value, bool)) for name in names)
     return [] if fits else [f"{at}: {value!r} is not {' or '.join(names)}"]
 
 
