@@ -398,3 +398,25 @@ async def test_the_client_iterates_resumes_and_ends(running: Pipeline, shop: asy
         }"""
     )
     assert refused == ["SubscribeError", "bad-subject"]
+
+
+async def test_where_no_websocket_gets_through_server_sent_events_come(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
+    """A path that takes no socket, as behind a proxy that forwards none: two attempts, and then the same over HTTP."""
+    page = await show(opened, running.gateway_url)
+    await page.evaluate(
+        """async (url) => {
+          const { subscribe } = await import("/client.js");
+          const keys = [];
+          await new Promise((live) => {
+            window.three = new Promise((done) => subscribe("pg.shop.change.public.orders.insert", {
+              url,
+              onState: (state) => state === "live" && live(),
+              onEvent: ({ event }) => keys.push(event.data.key.id) === 3 && done(keys),
+            }));
+          });
+        }""",
+        f"{running.gateway_url.replace('http', 'ws')}/no-socket-here",
+    )
+    await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 3) n")
+    async with asyncio.timeout(15):
+        assert await page.evaluate("window.three") == [1, 2, 3]
