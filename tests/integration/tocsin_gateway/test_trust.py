@@ -121,9 +121,11 @@ async def test_the_verb_revokes(guarded: RunningGateway, stream: Stream, nats_se
         assert (code, "fix:" in output) == (2, True), output
 
 
-@pytest.mark.parametrize("what", [{"jti": "t1"}, {"sub": "alice"}, {"before": time.time() - 30}])
+@pytest.mark.parametrize("what", [{"jti": "t1"}, {"sub": "alice"}, {"before": 0}])
 async def test_a_revoked_token_ends_within_a_second_and_others_live(guarded: RunningGateway, stream: Stream, what: dict[str, Any]) -> None:
     claims = {"sub": "alice", "jti": "t1"}
+    if "before" in what:
+        what = {"before": time.time() - 30}
     async with admitted(guarded, **claims) as client, admitted(guarded, sub="bob", jti="t2", iat=int(time.time())) as witness:
         await client.subscribe(stream.subject())
         await witness.subscribe(stream.subject())
