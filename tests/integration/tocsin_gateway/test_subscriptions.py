@@ -75,7 +75,7 @@ async def test_an_event_that_two_subscriptions_match_comes_once_and_unsubscribe_
     [
         ("nope", "bad-message", "not a JSON object"),
         ("[1]", "bad-message", "object"),
-        ('{"op": "dance"}', "bad-message", "auth, subscribe, unsubscribe, ping"),
+        ('{"op": "dance"}', "bad-message", "auth, subscribe, unsubscribe, publish, ping"),
         ('{"id": "a"}', "bad-message", "op"),
         ('{"op": "subscribe", "id": "a"}', "bad-message", "subject"),
         ('{"op": "subscribe", "id": 7, "subject": "pg.>"}', "bad-message", "id"),
