@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tocsin.subject import Pattern
+from tocsin_gateway.cloudevents import BareOutbox
 from tocsin_gateway.condition import Where
-from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.frames import StreamEvent, addressed
 from tocsin_gateway.selection import Selection, Shown, Unseen
 from tocsin_gateway.visibility import Visibility
 
@@ -195,3 +196,28 @@ def test_equal_selections_judge_an_event_once() -> None:
     first, second = (selection.judge(event) for selection in made if selection is not None)
     assert first is second
     assert event.change is event.change
+
+
+def test_a_column_nested_beyond_the_parser_reaches_a_client_of_bare_events_too() -> None:
+    """An error there would end the stream's reader for everybody."""
+    sent: list[bytes] = []
+
+    class Sink:
+        waiting = 0
+
+        def send(self, payload: bytes) -> None:
+            sent.append(payload)
+
+        def send_event(self, event: StreamEvent) -> None:
+            raise AssertionError(event)
+
+        def close(self, code: int, reason: str) -> None:
+            raise AssertionError(reason)
+
+    body = b'{"data":{"deep":' + b"[" * 5000 + b"]" * 5000 + b"}}"
+    event = StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", body)
+    outbox = BareOutbox(Sink())
+    outbox.send(addressed(event.payload, [(b'"event"', b"null")]))
+    outbox.send(b'{"op":"row","id":"a","key":null,"row":' + body + b"}")
+    assert sent[0] == b'{"natssubject":"pg.shop.change.public.orders.insert","position":"epoch-5",' + body[1:]
+    assert b'"type":"tocsin.row"' in sent[1]
