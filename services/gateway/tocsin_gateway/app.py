@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Query, Request, WebSocket
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from tocsin import __version__
 from tocsin.api_page import POLICY, api_page
@@ -41,10 +42,22 @@ CONSOLE_POLICY: Final = "; ".join(
 HEADERS: Final = {"content-security-policy": CONSOLE_POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
+class Application(FastAPI):
+    """FastAPI, but `/ws` goes straight to its connection: the coroutines and stacks in between cost each idle client kilobytes."""
+
+    serve_socket: Callable[[WebSocket], Awaitable[None]]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and scope["path"] == "/ws":
+            await self.serve_socket(WebSocket(scope, receive, send))
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers: Iterable[APIRouter] = ()) -> FastAPI:
     """The application of one gateway; nothing runs in its lifespan. `catalogue` describes the watched tables, `routers` are further endpoints."""
     described = catalogue or Catalogue(STATIC / "asyncapi.json")
-    app = FastAPI(
+    app = Application(
         title="Tocsin gateway",
         version=__version__,
         description="Live events of PostgreSQL, by subject. The WebSocket's messages: /asyncapi.json",
@@ -58,6 +71,8 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
     @app.websocket("/ws")
     async def websocket(socket: WebSocket) -> None:
         await Connection(gateway, socket).serve()
+
+    app.serve_socket = websocket
 
     @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"], responses=REFUSALS)
     async def sse(

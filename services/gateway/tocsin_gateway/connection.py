@@ -20,7 +20,7 @@ from tocsin_gateway.cloudevents import BareOutbox, unwrapped
 from tocsin_gateway.credentials import CLOUDEVENTS, Credentials, chosen_protocol, client_address, presented
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import EVICT_SECONDS
-from tocsin_gateway.outbox import EXTENSION, Outbox, QueueOutbox, SocketOutbox
+from tocsin_gateway.outbox import EXTENSION, FORGET, Outbox, QueueOutbox, SocketOutbox
 from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.session import Session
 
@@ -72,6 +72,7 @@ class Connection:
             try:
                 outbox.send(protocol.welcome(self._gateway.limits, auth=self._gateway.access.needs_token))
                 await self._begin(session, visit, outbox)
+                self._forget()
                 await self._receive(session, visit, outbox)
             except WebSocketDisconnect:
                 pass
@@ -88,6 +89,12 @@ class Connection:
             return SocketOutbox(writer, limit, self._gateway.metrics.evictions.inc), None
         outbox = QueueOutbox(limit, self._gateway.metrics.evictions.inc)
         return outbox, tasks.create_task(self._send_all(outbox))
+
+    def _forget(self) -> None:
+        """The handshake is over; an idle client should not cost its headers."""
+        forget = (self._socket.scope.get("extensions") or {}).get(FORGET)
+        if forget is not None:
+            forget()
 
     async def _send_all(self, outbox: QueueOutbox) -> None:
         # Starlette raises RuntimeError for what is sent after the other end has closed.

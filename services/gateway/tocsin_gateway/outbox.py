@@ -16,6 +16,8 @@ from tocsin_gateway.limits import EVICT_SECONDS
 from tocsin_gateway.protocol import Close
 
 EXTENSION: Final = "tocsin.frames"
+FORGET: Final = "tocsin.forget"
+"""The server's extension that frees what only the handshake needed."""
 
 
 class FrameWriter(Protocol):
