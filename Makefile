@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 PYTEST := $(BIN)/python -m pytest
 ARGS ?=
+JOBS ?= 3
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python3.14 python,\
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
@@ -43,8 +44,8 @@ $(VENV)/dev.stamp: $(VENV)/runtime.stamp requirements/dev.lock
 	@$(PIP) install --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-test: setup-dev  ## every test that needs no Docker and no browser
-	$(PYTEST) -m "not browser and not containers and not slow" $(ARGS)
+test: setup-dev  ## every test that needs no Docker and no browser; JOBS=0 runs them one after another
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not browser and not containers and not slow" $(ARGS)
 
 test-slow: setup-dev  ## soaks and matrices, minutes long
 	$(PYTEST) -m slow --timeout 1800 $(ARGS)
