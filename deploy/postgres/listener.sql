@@ -12,7 +12,7 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA tocsin FROM tocsin_listener;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM tocsin_listener;
 
 GRANT USAGE ON SCHEMA tocsin TO tocsin_listener;
-GRANT SELECT ON tocsin.journal, tocsin.watched, tocsin.identity, tocsin.progress, tocsin.quarantine TO tocsin_listener;
+GRANT SELECT ON tocsin.journal, tocsin.envelope, tocsin.events, tocsin.watched, tocsin.identity, tocsin.progress, tocsin.quarantine TO tocsin_listener;
 -- The cursor, and who writes which stream.
 GRANT INSERT ON tocsin.progress TO tocsin_listener;
 GRANT TRUNCATE ON tocsin.progress_0, tocsin.progress_1 TO tocsin_listener;

@@ -57,7 +57,7 @@ async def test_two_leaders_of_the_stream_and_the_leading_listener_killed_under_l
                     if number == 0:
                         await running.kill("listener")
                         await until_grown(*one, by=50)
-            committed = await source.fetchval("SELECT count(*) FROM tocsin.journal WHERE subject <> 'canary'")
+            committed = await source.fetchval("SELECT count(*) FROM tocsin.events WHERE subject <> 'canary'")
             for seen, arrived in (one, other):
                 await oracle.until_count(seen, arrived, committed)
         running.nats.port, kept = next(iter(servers.values())).port, running.nats.port

@@ -106,7 +106,7 @@ async def journal_grown(source: asyncpg.Connection, by: int) -> None:
 async def assert_exactly_once(running: Pipeline, *, patience: float = 30) -> oracle.Seen:
     """Wait until the stream holds the last row of the journal, and compare all of both."""
     source = await asyncpg.connect(running.source_url)
-    wanted = {row["seq"] for row in await source.fetch("SELECT seq FROM tocsin.journal WHERE subject <> 'canary'")}
+    wanted = {row["seq"] for row in await source.fetch("SELECT seq FROM tocsin.events WHERE subject <> 'canary'")}
     await source.close()
     client = Client()
     await client.connect(running.nats.url)

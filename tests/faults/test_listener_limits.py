@@ -23,7 +23,7 @@ async def given_to_the_stream(running: Pipeline, source: asyncpg.Connection) -> 
     client = Client()
     await client.connect(running.nats.url)
     try:
-        last = await source.fetchval("SELECT max(seq) FROM tocsin.journal WHERE subject <> 'canary'")
+        last = await source.fetchval("SELECT max(seq) FROM tocsin.events WHERE subject <> 'canary'")
         async with asyncio.timeout(30):
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -52,7 +52,7 @@ async def test_a_stream_at_its_limit_gives_up_its_oldest_and_takes_all_that_is_n
         assert state.bytes <= LIMIT
         assert state.first_sequence > 3000, "the oldest are gone"
         assert state.epoch == first.epoch
-        journal = [row["seq"] for row in await source.fetch("SELECT seq FROM tocsin.journal WHERE subject <> 'canary'")]
+        journal = [row["seq"] for row in await source.fetch("SELECT seq FROM tocsin.events WHERE subject <> 'canary'")]
         assert len(sequences) == len(set(sequences))
         assert set(sequences) <= set(journal)
         assert len(journal) > 4000

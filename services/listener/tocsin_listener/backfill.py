@@ -35,16 +35,11 @@ WHERE w.id = $1 AND a.attrelid = w.relation AND s.key_place IS NOT NULL ORDER BY
 _BODY: Final = """
 SELECT tocsin.settings_source(w) AS settings, format($body$
 DECLARE
-    "tocsin:leaf" smallint := coalesce(pg_sequence_last_value('tocsin.leaf'::regclass), 0) %% 8;
     "tocsin:number" bigint := nextval('tocsin.seq');
-    "tocsin:annotation" text;
     "tocsin:written" bigint;
 BEGIN
     %s;
     GET DIAGNOSTICS "tocsin:written" = ROW_COUNT;
-    IF "tocsin:written" > 0 AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
-        PERFORM pg_notify('tocsin', '');
-    END IF;
     RETURN "tocsin:written";
 END $body$, tocsin.insert_source(w, 'read', $2, 'n', 'n.*', NULL, NULL)) AS body
 FROM tocsin.watched AS w WHERE w.id = $1

@@ -14,6 +14,8 @@ from tocsin.errors import OperatorError
 VERSION: Final = 3
 """Of what is in the schema; a listener refuses another."""
 
+PUBLIC_FUNCTIONS: Final = "tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb), tocsin.annotation(text)"
+
 HEADROOM: Final = 6144
 """Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take, with an annotation."""
 
@@ -70,7 +72,7 @@ async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
             await connection.execute(_script("capture.sql"))
             await connection.execute(_script("alteration.sql"))
             await connection.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC")
-            await connection.execute("GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb) TO PUBLIC")
+            await connection.execute(f"GRANT EXECUTE ON FUNCTION {PUBLIC_FUNCTIONS} TO PUBLIC")
         except asyncpg.InsufficientPrivilegeError as error:
             raise OperatorError(f"the user {user} may not install Tocsin: {error}", f"as a superuser: GRANT CREATE ON DATABASE {database} TO {user}") from error
         await connection.execute(

@@ -15,7 +15,7 @@ Fate = Literal["waiting", "sent", "superseded", "copy"]
 
 _LIST: Final = """
 SELECT q.seq, q.copy, q.subject, q.reason, q.at,
-       EXISTS (SELECT FROM tocsin.journal AS j
+       EXISTS (SELECT FROM tocsin.events AS j
                WHERE j.seq > q.seq AND j.key = e.event ->> 'subject' AND j.subject LIKE 'change.%' AND q.subject LIKE '%.change.%'
                  AND regexp_replace(j.type, '[.][^.]*$', '') = regexp_replace(e.event ->> 'type', '[.][^.]*$', '')) AS superseded
 FROM tocsin.quarantine AS q, LATERAL (SELECT convert_from(q.message, 'UTF8')::json AS event) AS e

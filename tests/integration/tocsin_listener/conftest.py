@@ -26,7 +26,7 @@ async def journal_events(connection: asyncpg.Connection) -> list[dict[str, Any]]
     """Everything in the journal, in the order in which it would be published: data, with subject, type, key and old_subject."""
     rows = await connection.fetch(
         """SELECT subject, old_subject, type, key, data FROM (
-               SELECT *, max(seq) OVER (PARTITION BY xid) AS last FROM tocsin.journal) AS j ORDER BY last, xid, stmt, seq"""
+               SELECT *, max(seq) OVER (PARTITION BY xid) AS last FROM tocsin.events) AS j ORDER BY last, xid, stmt, seq"""
     )
     return [{**msgspec.json.decode(r["data"]), "subject": r["subject"], "old_subject": r["old_subject"], "type": r["type"], "key_text": r["key"]} for r in rows]
 

@@ -217,7 +217,7 @@ async def test_columns_left_out_never_enter_the_journal(installed: asyncpg.Conne
     await installed.execute("INSERT INTO t VALUES (1, 'a', 'hush')")
     await installed.execute("UPDATE t SET public = 'b', secret = 'hush too'")
     await installed.execute("DELETE FROM t")
-    assert await installed.fetchval("SELECT count(*) FROM tocsin.journal WHERE journal::text LIKE '%hush%' OR data LIKE '%secret%'") == 0
+    assert await installed.fetchval("SELECT count(*) FROM tocsin.journal WHERE journal::text LIKE '%hush%' OR journal::text LIKE '%secret%'") == 0
     assert [e.get("old") for e in await events()] == [None, {"public": "a"}, {"id": 1, "public": "b"}]
 
 
@@ -275,7 +275,7 @@ async def test_unwatch_leaves_no_trigger_and_uninstall_nothing_at_all(installed:
 async def test_emit_drift_and_notify_become_events(installed: asyncpg.Connection, events: Events) -> None:
     await installed.execute("""SELECT tocsin.emit('order.paid', '{"id": 1}'), tocsin.report_drift('public', 'a.b', '{"state": "missing"}')""")
     await installed.execute("SELECT tocsin.carry('my channel', 'not json {', 7)")
-    rows = await installed.fetch("SELECT subject, type, data FROM tocsin.journal ORDER BY seq")
+    rows = await installed.fetch("SELECT subject, type, data FROM tocsin.events ORDER BY seq")
     assert [r["subject"] for r in rows] == ["event.order.paid", "drift.public.a%2Eb", "notify.my%20channel"]
     assert msgspec.json.decode(rows[0]["data"]) == {"id": 1}
     assert msgspec.json.decode(rows[2]["data"])["payload"] == "not json {"
@@ -319,3 +319,55 @@ async def test_a_column_added_later_is_in_the_new_row(installed: asyncpg.Connect
     first, changed, second = await events()
     assert (first["new"], second["new"]) == ({"id": 1}, {"id": 2, "late": "x"})
     assert changed["subject"] == "schema.public.t"
+
+
+BEGIN_TRIGGERS = "SELECT count(*) FROM pg_trigger WHERE tgname ~ '_begin$' AND NOT tgisinternal"
+
+
+async def test_statements_are_numbered_only_where_others_may_run_inside_them(installed: asyncpg.Connection, events: Events) -> None:
+    """A trigger that is created later, and a foreign key that cascades, are noticed in the transaction that makes them."""
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY, n int DEFAULT 0); CREATE TABLE parent (id int PRIMARY KEY)")
+    await watch(installed, ["t", "parent"])
+    assert await installed.fetchval(BEGIN_TRIGGERS) == 0
+    await installed.execute("""
+        CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN UPDATE t SET n = n + 1 WHERE id = NEW.id AND n < 1; RETURN NULL; END';
+        CREATE TRIGGER bump AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION bump();
+    """)
+    assert await installed.fetchval(BEGIN_TRIGGERS) == 1
+    await installed.execute("CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE)")
+    assert await installed.fetchval(BEGIN_TRIGGERS) == 2
+    await installed.execute("INSERT INTO t VALUES (1)")
+    assert [(e["op"], e["new"]["n"]) for e in await events()] == [("insert", 0), ("update", 1)], "and nothing is announced: the table has its shape"
+
+
+async def test_what_a_trigger_does_before_the_row_comes_before_it(installed: asyncpg.Connection, events: Events) -> None:
+    """An upsert by hand: told the other way round, the row would be gone for whoever applies the events."""
+    await installed.execute("""
+        CREATE TABLE t (id int PRIMARY KEY, n int);
+        CREATE FUNCTION replace() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM t WHERE id = NEW.id; RETURN NEW; END';
+        CREATE TRIGGER replace BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION replace();
+    """)
+    await watch(installed, ["t"])
+    await installed.execute("INSERT INTO t VALUES (1, 1)")
+    await installed.execute("INSERT INTO t VALUES (1, 2)")
+    assert [(e["op"], e.get("new", e.get("old"))["n"]) for e in await events()] == [("insert", 1), ("delete", 1), ("insert", 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [("int", "7", 7), ("bigint", "-7", -7), ("text", "'a\"\\b'", 'a"\\b'), ("varchar(9)", "'ü'", "ü"), ("uuid", "'00000000-0000-0000-0000-0000000000ff'", None),
+     ("char(4)", "'a'", "a   "), ("boolean", "true", True), ("numeric", "1.50", 1.5), ("timestamptz", "'2026-01-01 00:00Z'", "2026-01-01T00:00:00+00:00")],
+)  # fmt: skip
+@pytest.mark.parametrize("exact", [False, True])
+async def test_a_key_is_in_the_event_as_it_is_in_the_row(
+    installed: asyncpg.Connection, events: Events, kind: str, value: str, told: object, exact: bool
+) -> None:
+    """Whether its JSON was written or follows from its text."""
+    await installed.execute(f"CREATE TABLE t (id {kind} PRIMARY KEY)")
+    await watch(installed, ["t"], exact_numbers=exact)
+    await installed.execute(f"INSERT INTO t VALUES ({value})")
+    (event,) = await events()
+    assert event["key"] == event["new"]
+    if not exact:
+        assert event["key"]["id"] == (told if told is not None else value.strip("'"))

@@ -196,7 +196,7 @@ async def test_leaves_are_emptied_only_behind_the_cursor(start: Start, installed
     """Round the ring of leaves: what is not yet sent, or not yet committed, stays."""
     await installed.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await watch(installed, ["t"])
-    kept = "SELECT array_agg(key ORDER BY seq) FROM tocsin.journal WHERE subject <> 'canary'"
+    kept = "SELECT array_agg(key ORDER BY seq) FROM tocsin.events WHERE subject <> 'canary'"
     async with start() as settings:
         await installed.execute("INSERT INTO t VALUES (1)")
         await messages(nats, settings, 1)

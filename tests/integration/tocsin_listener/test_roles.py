@@ -187,7 +187,7 @@ async def test_the_installer_watches_backfills_retries_and_removes_without_super
     assert await retry(site.installer) == []
     await watch(site.installer, ["t"], old="full", when="n > 3")
     await site.writer.execute("UPDATE t SET n = n + 1 WHERE id IN (1, 9)")
-    assert await site.owner.fetchval("SELECT array_agg(key) FROM tocsin.journal WHERE subject LIKE '%update'") == ["9"]
+    assert await site.owner.fetchval("SELECT array_agg(key) FROM tocsin.events WHERE subject LIKE '%update'") == ["9"]
     assert await unwatch(site.installer, ["t"]) == ["t"]
     assert await uninstall(site.installer)
     assert await site.owner.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 't'::regclass") == 0

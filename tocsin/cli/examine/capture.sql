@@ -45,7 +45,7 @@ SELECT has_schema_privilege('tocsin', 'CREATE')
 -- name: missing_grants
 -- What the listener's user lacks, as the GRANTs that give it.
 SELECT n.grants FROM (VALUES
-    ('SELECT ON tocsin.journal', has_table_privilege('tocsin.journal', 'SELECT')),
+    ('SELECT ON tocsin.journal, tocsin.events', has_table_privilege('tocsin.journal', 'SELECT') AND has_table_privilege('tocsin.events', 'SELECT')),
     ('SELECT ON tocsin.watched', has_table_privilege('tocsin.watched', 'SELECT')),
     ('SELECT ON tocsin.identity', has_table_privilege('tocsin.identity', 'SELECT')),
     ('UPDATE (incarnation, system_identifier, timeline, source, prefix, stream, stream_created, epoch) ON tocsin.identity',

@@ -17,7 +17,7 @@ SELECT j.seq, j.subject, j.type, j.key, j.xid::text AS xid, extract(epoch FROM c
        coalesce((SELECT pg_visible_in_snapshot(j.xid, coalesce(p.intended, p.reached)) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS begun,
        coalesce((SELECT pg_visible_in_snapshot(j.xid, p.reached) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS passed,
        (SELECT q.reason FROM tocsin.quarantine AS q WHERE q.seq = j.seq AND q.retried IS NULL LIMIT 1) AS refused
-FROM tocsin.journal AS j
+FROM tocsin.events AS j
 WHERE (j.subject ~ $1 OR j.old_subject ~ $1) AND ($2::text IS NULL OR j.key = $2)
 ORDER BY j.seq DESC LIMIT 1
 

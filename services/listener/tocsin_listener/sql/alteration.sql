@@ -19,6 +19,7 @@ SELECT jsonb_build_object(
         SELECT coalesce(jsonb_agg(jsonb_build_object('oid', f::oid, 'partition', m.relispartition, 'name', f::text,
                    'rows', (SELECT count(*) FROM pg_attribute WHERE attrelid = f AND attname ~ '^row_*$' AND NOT attisdropped)) ORDER BY f::oid), '[]')
         FROM tocsin.family(c.oid) AS f JOIN pg_class AS m ON m.oid = f WHERE f <> c.oid))
+    || CASE WHEN tocsin.may_nest(c.oid) THEN '{"nests": true}'::jsonb ELSE '{}' END
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation
 $$;
 
@@ -77,7 +78,9 @@ BEGIN
     changes := tocsin.form_changes(w.form, now);
     UPDATE tocsin.watched AS u SET route = tocsin.renamed(u.route, changes), columns = tocsin.renamed(u.columns, changes) WHERE id = watch;
     troubles := tocsin.build(watch);
-    PERFORM tocsin.announce(w.form, now, changes, troubles);
+    IF changes <> '[]' OR cardinality(troubles) > 0 THEN
+        PERFORM tocsin.announce(w.form, now, changes, troubles);
+    END IF;
     RETURN true;
 END $$;
 
@@ -94,7 +97,7 @@ CREATE OR REPLACE FUNCTION tocsin.announce(old jsonb, new jsonb, changes jsonb, 
 LANGUAGE sql SET search_path = pg_catalog AS $$
 INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, annotation, data)
 SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), now.subject, nullif(former.subject, now.subject), now.type,
-       tocsin.annotation(),
+       left(nullif(current_setting('tocsin.annotation', true), ''), 1024),
        CASE WHEN octet_length(d.data) <= i.max_event THEN d.data ELSE '{"truncated":true}' END
 FROM tocsin.leaf AS l, tocsin.identity AS i,
 LATERAL (SELECT format('schema.%s.%s', tocsin.token(new ->> 'schema'), tocsin.token(new ->> 'table')) AS subject,
@@ -141,8 +144,13 @@ DECLARE
 BEGIN
     IF TG_EVENT = 'sql_drop' THEN
         relations := ARRAY(SELECT objid FROM pg_event_trigger_dropped_objects() WHERE classid = 'pg_class'::regclass);
+    ELSIF TG_TAG = 'CREATE TRIGGER' THEN
+        relations := ARRAY(SELECT t.tgrelid FROM pg_event_trigger_ddl_commands() AS d JOIN pg_trigger AS t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
+                           JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE p.pronamespace <> 'tocsin'::regnamespace);
     ELSIF TG_TAG IN ('ALTER TABLE', 'CREATE TABLE') THEN
         relations := ARRAY(SELECT objid FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass);
+        -- A foreign key gives the table that it refers to triggers.
+        relations := relations || ARRAY(SELECT confrelid FROM pg_constraint WHERE conrelid = ANY (relations) AND contype = 'f');
     END IF;
     -- A type or a schema concerns any table.
     FOR watch IN SELECT * FROM tocsin.concerned(relations) UNION SELECT id FROM tocsin.watched WHERE relations IS NULL ORDER BY 1 LOOP
@@ -172,7 +180,8 @@ DO $$
 BEGIN
     DROP EVENT TRIGGER IF EXISTS tocsin_ddl;
     DROP EVENT TRIGGER IF EXISTS tocsin_drop;
-    CREATE EVENT TRIGGER tocsin_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'ALTER SCHEMA', 'ALTER TYPE') EXECUTE FUNCTION tocsin.on_ddl();
+    CREATE EVENT TRIGGER tocsin_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TRIGGER', 'ALTER SCHEMA', 'ALTER TYPE')
+        EXECUTE FUNCTION tocsin.on_ddl();
     CREATE EVENT TRIGGER tocsin_drop ON sql_drop WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP TYPE', 'DROP DOMAIN', 'DROP OWNED', 'DROP EXTENSION') EXECUTE FUNCTION tocsin.on_ddl();
 EXCEPTION WHEN insufficient_privilege THEN
     NULL;

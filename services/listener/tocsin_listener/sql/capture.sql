@@ -151,45 +151,106 @@ FROM (
 ) AS parts
 $$;
 
--- The INSERT into the journal for one operation. `parts` has from (a FROM list), new and old (how their columns are reached), and
--- whole_new and whole_old (how the rows are).
-CREATE OR REPLACE FUNCTION tocsin.insert_source(w tocsin.watched, op text, "from" text, new text, whole_new text, old text, whole_old text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+-- Which leaf is written; evaluated once a statement, and not where it has no row. Only a sleeping listener holds the lock exclusively: a
+-- writer that gets it lets the listener stay awake until it has committed, and one that does not rings.
+CREATE OR REPLACE FUNCTION tocsin.leaf_source() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT format($q$(SELECT (CASE WHEN pg_try_advisory_xact_lock_shared(8390040714906399854) OR pg_notify('tocsin', '') IS NOT NULL
+                THEN coalesce(pg_sequence_last_value(%s), 0) %% 8 END)::smallint)$q$, 'tocsin.leaf'::regclass::oid)
+$$;
+
+-- What every row begins with: leaf, stmt, annotation.
+CREATE OR REPLACE FUNCTION tocsin.common_source(w tocsin.watched) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT concat_ws(', ', tocsin.leaf_source(), CASE WHEN tocsin.may_nest(w.relation) THEN '"tocsin:number"' ELSE 'NULL::bigint' END,
+                 $q$left(nullif(current_setting('tocsin.annotation', true), ''), 1024)$q$)
+$$;
+
+-- Whether a statement on the table may run others inside it, whose capture then comes before its own: by a trigger AFTER its rows, or by
+-- a foreign key that cascades. What a trigger BEFORE a row writes comes first anyway.
+CREATE OR REPLACE FUNCTION tocsin.may_nest(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl' AND evtenabled <> 'D')
+    OR EXISTS (
+        SELECT FROM tocsin.family(relation) AS f JOIN pg_trigger AS t ON t.tgrelid = f JOIN pg_proc AS p ON p.oid = t.tgfoid
+        WHERE p.pronamespace <> 'tocsin'::regnamespace AND t.tgtype & 66 = 0
+          AND p.proname !~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck$)')
+$$;
+
+-- How a key of one column becomes JSON: as a number, quoted, or (NULL) as to_json says.
+CREATE OR REPLACE FUNCTION tocsin.key_kind(w tocsin.watched) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT CASE WHEN count(*) <> 1 THEN NULL
+            WHEN min(type) IN ('smallint', 'integer') OR (min(type) = 'bigint' AND NOT w.exact_numbers) THEN 'number'
+            WHEN min(type) IN ('bigint', 'text', 'character varying', 'uuid') THEN 'quoted' END
+FROM tocsin.shape(w.relation) WHERE key_place IS NOT NULL AND expression IS NULL
+$$;
+
+-- The envelope of a table's operation, made where there is none yet.
+CREATE OR REPLACE FUNCTION tocsin.envelope_of(w tocsin.watched, op text) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
-    largest integer := (SELECT max_event FROM tocsin.identity);
     place record;
-    "row" text := coalesce(new, old);
-    rest text := '';
-    size text := concat_ws(' + ', tocsin.size_source(w, new), tocsin.size_source(w, old));
-    tail text;
-    head text;
-    old_subject text := 'NULL::text';
+    e tocsin.envelope;
+    kind text := tocsin.key_kind(w);
+    found_id integer;
 BEGIN
     SELECT n.nspname, c.relname INTO place FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = w.relation;
-    tail := format('%s.%s.%s', tocsin.token(place.nspname), tocsin.token(place.relname), op);
-    head := format('{"op":"%s","schema":%s,"table":%s,"key":', op, to_json(place.nspname::text), to_json(place.relname::text));
-    IF new IS NOT NULL THEN
-        rest := format($q$',"new":' || %s$q$, tocsin.row_source(w, new, whole_new));
+    e.type := format('%s.%s.%s', tocsin.token(place.nspname), tocsin.token(place.relname), op);
+    e.subject := 'change.' || e.type;
+    e.head := format('{"op":"%s","schema":%s,"table":%s,"key":', op, to_json(place.nspname::text), to_json(place.relname::text));
+    e.key_head := CASE WHEN kind IS NULL THEN '' ELSE format('{%s:', (SELECT to_json(name::text) FROM tocsin.shape(w.relation) WHERE key_place = 1)) END;
+    e.key_quoted := kind IS NOT DISTINCT FROM 'quoted';
+    INSERT INTO tocsin.envelope (subject, type, head, key_head, key_quoted) VALUES (e.subject, e.type, e.head, e.key_head, e.key_quoted)
+    ON CONFLICT DO NOTHING RETURNING id INTO found_id;
+    IF found_id IS NULL THEN
+        SELECT o.id INTO STRICT found_id FROM tocsin.envelope AS o
+        WHERE md5(o.head) = md5(e.head) AND o.head = e.head AND o.key_head = e.key_head AND o.key_quoted = e.key_quoted;
     END IF;
-    IF op = 'delete' OR (op = 'update' AND w.old = 'full') THEN
-        rest := concat_ws(' || ', nullif(rest, ''), format($q$',"old":' || %s$q$, tocsin.row_source(w, old, whole_old)));
-    ELSIF op = 'update' AND w.old = 'changed' THEN
-        rest := rest || format($q$ || ',"old":' || %s$q$, tocsin.changed_source(w, old, new));
-    END IF;
-    IF size <> '' THEN
-        rest := format('CASE WHEN %s <= %s THEN %s END', size, largest, rest);
-    END IF;
-    IF op = 'update' AND w.route <> '{}' THEN
-        old_subject := format('nullif(%1$L%2$s, %1$L%3$s)', 'change.' || tail, tocsin.route_source(w, old), tocsin.route_source(w, new));
-    END IF;
+    RETURN found_id;
+END $$;
+
+-- The INSERT into the journal for one operation: `from` is a FROM list, `new` and `old` are how their columns are reached, `whole_new`
+-- and `whole_old` how the rows are. What would make an event too large is left NULL, and the event is told as truncated.
+CREATE OR REPLACE FUNCTION tocsin.insert_source(w tocsin.watched, op text, "from" text, new text, whole_new text, old text, whole_old text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    most integer := (SELECT max_event FROM tocsin.identity);
+    "row" text := coalesce(new, old);
+    size text := concat_ws(' + ', tocsin.size_source(w, new), tocsin.size_source(w, old));
+    -- One byte of a value has at most six of JSON.
+    small boolean := size = '' AND (SELECT sum(s.largest * 6 + 2 * octet_length(s.name::text) + 20) * 2 <= most FROM tocsin.shape(w.relation) AS s);
+    new_value text := CASE WHEN new IS NOT NULL THEN tocsin.row_source(w, new, whole_new) END;
+    old_value text := CASE WHEN op = 'delete' OR (op = 'update' AND w.old = 'full') THEN tocsin.row_source(w, old, whole_old)
+                           WHEN op = 'update' AND w.old = 'changed' THEN tocsin.changed_source(w, old, new) END;
+    fits text := concat_ws(' + ', CASE WHEN new_value IS NOT NULL THEN 'octet_length(d.new)' END, CASE WHEN old_value IS NOT NULL THEN 'octet_length(d.old)' END);
+    names text := 'leaf, stmt, annotation, envelope';
+    outer_list text := concat_ws(', ', tocsin.common_source(w), tocsin.envelope_of(w, op));
+    inner_list text;
+    field record;
+BEGIN
+    FOR field IN
+        SELECT * FROM (VALUES
+            ('subject', ltrim(tocsin.route_source(w, "row"), ' |'), false),
+            ('old_subject', CASE WHEN op = 'update' THEN format('nullif(%s, %s)', ltrim(tocsin.route_source(w, old), ' |'), ltrim(tocsin.route_source(w, new), ' |')) END, false),
+            ('key', nullif(tocsin.key_source(w, "row", false), 'NULL::text'), false),
+            ('key_json', CASE WHEN tocsin.key_kind(w) IS NULL THEN nullif(tocsin.key_source(w, "row", true), '''null''') END, false),
+            ('new', new_value, true),
+            ('old', old_value, true)) AS v (name, value, bounded)
+        WHERE v.value IS NOT NULL AND (v.name NOT LIKE '%subject' OR w.route <> '{}')
+    LOOP
+        names := names || ', ' || field.name;
+        inner_list := concat_ws(', ', inner_list, format(
+            CASE WHEN field.bounded AND size <> '' THEN 'CASE WHEN %3$s <= %4$s THEN %1$s END AS %2$s' ELSE '%1$s AS %2$s' END, field.value, field.name, size, most));
+        outer_list := concat_ws(', ', outer_list, format(
+            CASE WHEN field.bounded AND NOT small THEN 'CASE WHEN %2$s <= %3$s THEN d.%1$s END' ELSE 'd.%1$s' END, field.name, fits, most));
+    END LOOP;
     RETURN format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, key, annotation, data)
-    SELECT "tocsin:leaf", "tocsin:number", d.subject, d.old_subject, %1$L, d.key, "tocsin:annotation",
-           CASE WHEN octet_length(d.rest) <= %2$s THEN %3$L || d.key_json || d.rest || '}' ELSE %3$L || d.key_json || ',"truncated":true}' END
-    FROM (SELECT %4$L%5$s AS subject, %6$s AS old_subject, %7$s AS key, %8$s AS key_json, %9$s AS rest
-          FROM %10$s%11$s OFFSET 0) AS d$q$,
-        tail, largest, head, 'change.' || tail, coalesce(tocsin.route_source(w, "row"), ''), old_subject,
-        tocsin.key_source(w, "row", false), tocsin.key_source(w, "row", true), rest, "from",
+    INSERT INTO tocsin.journal (%1$s)
+    SELECT %2$s
+    FROM (SELECT %3$s
+          FROM %4$s%5$s OFFSET 0) AS d$q$,
+        names, outer_list, inner_list, "from",
         CASE WHEN w.condition IS NOT NULL THEN
             ' WHERE ' || concat_ws(' OR ', tocsin.condition_source(w, new), tocsin.condition_source(w, old)) ELSE '' END
         || CASE WHEN position('n.i' IN "from") > 0 THEN ' ORDER BY n.i' ELSE '' END);
@@ -197,7 +258,7 @@ END $$;
 
 -- The body of the trigger function of one operation, without what frames it.
 CREATE OR REPLACE FUNCTION tocsin.statement_source(w tocsin.watched, op text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     every text := 'row';
     pairs text;
@@ -225,8 +286,7 @@ BEGIN
         -- But a row that leaves its partition, and that a BEFORE INSERT trigger of the other one refuses, is deleted, and is in the
         -- old table alone. Then no place says anything; what is told instead is what became of the table.
         IF (SELECT relkind = 'p' FROM pg_class WHERE oid = w.relation) THEN
-            pairs := format($q$IF (SELECT count(*) FROM "tocsin new") <> (SELECT count(*) FROM "tocsin old") THEN %s;
-        "tocsin:found" := FOUND;%s;
+            pairs := format($q$IF (SELECT count(*) FROM "tocsin new") <> (SELECT count(*) FROM "tocsin old") THEN %s;%s;
     ELS%s$q$, tocsin.insert_source(w, 'delete', '"tocsin old" AS o', NULL, NULL, 'o', 'o.*'),
                 tocsin.insert_source(w, 'insert', '"tocsin new" AS n', 'n', 'n.*', NULL, NULL), pairs);
         END IF;
@@ -237,11 +297,10 @@ END $$;
 CREATE OR REPLACE FUNCTION tocsin.truncate_source(w tocsin.watched) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
-    SELECT "tocsin:leaf", "tocsin:number", %L, %L, NULL, "tocsin:annotation",
-           %L || CASE WHEN TG_TABLE_SCHEMA = %L AND TG_TABLE_NAME = %L THEN '}'
+    INSERT INTO tocsin.journal (leaf, stmt, annotation, subject, type, data)
+    SELECT %s, %L, %L, %L || CASE WHEN TG_TABLE_SCHEMA = %L AND TG_TABLE_NAME = %L THEN '}'
                  ELSE ',"partition":' || json_build_object('schema', TG_TABLE_SCHEMA, 'table', TG_TABLE_NAME) || '}' END;$q$,
-    'change.' || tail, tail, head, schema, name)
+    tocsin.common_source(w), 'change.' || tail, tail, head, schema, name)
 FROM (
     SELECT n.nspname AS schema, c.relname AS name, format('%s.%s.truncate', tocsin.token(n.nspname), tocsin.token(c.relname)) AS tail,
            format('{"op":"truncate","schema":%s,"table":%s,"key":null', to_json(n.nspname::text), to_json(c.relname::text)) AS head
@@ -254,10 +313,10 @@ $$;
 CREATE OR REPLACE FUNCTION tocsin.keys_source(w tocsin.watched, op text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
-    SELECT "tocsin:leaf", "tocsin:number", %L%s, %L, %s, "tocsin:annotation", %L || %s || ',"truncated":true}'
+    INSERT INTO tocsin.journal (leaf, stmt, annotation, subject, type, key, data)
+    SELECT %s, %L%s, %L, %s, %L || %s || ',"truncated":true}'
     FROM (SELECT CASE WHEN pg_column_size(t.*)::bigint * 2 <= %s THEN row_to_json(t.*) END AS r FROM %s AS t OFFSET 0) AS j;$q$,
-    'change.' || place.tail,
+    tocsin.common_source(w), 'change.' || place.tail,
     (SELECT string_agg(format($q$ || '.' || tocsin.token(r ->> %L)$q$, name), '' ORDER BY n) FROM unnest(w.route) WITH ORDINALITY AS u (name, n)),
     place.tail,
     CASE cardinality(key.names) WHEN 0 THEN 'NULL::text' WHEN 1 THEN format('r ->> %L', key.names[1])
@@ -279,9 +338,9 @@ $$;
 CREATE OR REPLACE FUNCTION tocsin.blind_source(w tocsin.watched, op text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format($q$
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
-    SELECT "tocsin:leaf", "tocsin:number", %L, %L, NULL, "tocsin:annotation", %L FROM %s;$q$,
-    'change.' || tail || repeat('.%N', cardinality(w.route)), tail,
+    INSERT INTO tocsin.journal (leaf, stmt, annotation, subject, type, data)
+    SELECT %s, %L, %L, %L FROM %s;$q$,
+    tocsin.common_source(w), 'change.' || tail || repeat('.%N', cardinality(w.route)), tail,
     format('{"op":"%s","schema":%s,"table":%s,"key":null,"truncated":true}', op, to_json(schema), to_json("table")),
     CASE op WHEN 'delete' THEN '"tocsin old"' ELSE '"tocsin new"' END)
 FROM (
@@ -317,7 +376,7 @@ $$;
 
 -- The source code of the trigger function of one operation; `keys_only`: without whatever may not be valid any more.
 CREATE OR REPLACE FUNCTION tocsin.body(w tocsin.watched, op text, keys_only boolean) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $body$
+LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 DECLARE
     source text;
 BEGIN
@@ -331,31 +390,24 @@ BEGIN
             source := tocsin.guarded(source, tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op)));
         END IF;
     END IF;
-    RETURN format($q$#variable_conflict use_column
+    RETURN format(CASE WHEN tocsin.may_nest(w.relation) THEN $q$#variable_conflict use_column
 DECLARE
     "tocsin:stack" text := 'tocsin.s' || TG_RELID || TG_OP;
     "tocsin:numbers" text := current_setting("tocsin:stack", true);
     -- A writer may set the setting to anything: what is no number is none.
     "tocsin:first" text := split_part("tocsin:numbers", ' ', 1);
     "tocsin:number" bigint := CASE WHEN length("tocsin:first") BETWEEN 1 AND 18 AND ltrim("tocsin:first", '0123456789') = '' THEN "tocsin:first" END;
-    "tocsin:leaf" smallint := coalesce(pg_sequence_last_value(%s), 0) %% 8;
-    "tocsin:annotation" text := nullif(current_setting('tocsin.annotation', true), '');
-    "tocsin:found" boolean := false;
 BEGIN
     IF "tocsin:number" IS NULL THEN
         "tocsin:number" := nextval('tocsin.seq');
     ELSE
         "tocsin:numbers" := set_config("tocsin:stack", substr("tocsin:numbers", strpos("tocsin:numbers", ' ') + 1), true);
-    END IF;
-    IF "tocsin:annotation" IS NOT NULL THEN
-        "tocsin:annotation" := tocsin.annotation();
     END IF;%s
-    -- Only a sleeping listener holds this lock exclusively; a writer that gets it lets the listener stay awake until it has committed.
-    IF (FOUND OR "tocsin:found") AND NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN
-        PERFORM pg_notify('tocsin', '');
-    END IF;
     RETURN NULL;
-END $q$, 'tocsin.leaf'::regclass::oid, source);
+END $q$ ELSE $q$#variable_conflict use_column
+BEGIN%s
+    RETURN NULL;
+END $q$ END, source);
 END $body$;
 
 -- The settings that the text of this table's values depends on, pinned. Each costs every statement about 0.15 µs.
@@ -408,8 +460,10 @@ BEGIN
     IF trouble IS NOT NULL THEN
         troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
     END IF;
+    -- Where nothing reads the number, a trigger that is there does nothing: to drop it would wait for every reader.
     EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.begin_%s() RETURNS trigger LANGUAGE plpgsql AS %L',
-                   w.id, (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.begin_statement'::regproc));
+                   w.id, CASE WHEN tocsin.may_nest(w.relation) THEN (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.begin_statement'::regproc)
+                         ELSE 'BEGIN RETURN NULL; END' END);
     EXECUTE format('REVOKE ALL ON FUNCTION tocsin.begin_%s() FROM PUBLIC', w.id);
     FOREACH op IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP
         IF op <> ALL (w.ops) THEN
@@ -448,7 +502,7 @@ BEGIN
     FOREACH op IN ARRAY w.ops LOOP
         bits := bits | CASE op WHEN 'insert' THEN 4 WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 32 END;
     END LOOP;
-    IF format('tocsin_%s_begin%s', w.id, bits) <> ALL (there) THEN
+    IF tocsin.may_nest(w.relation) AND format('tocsin_%s_begin%s', w.id, bits) <> ALL (there) THEN
         EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%s_begin BEFORE %s ON %s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.begin_%s()',
                        w.id, array_to_string(w.ops, ' OR '), member, w.id);
     END IF;

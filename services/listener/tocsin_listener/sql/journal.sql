@@ -17,7 +17,7 @@ FROM (
     SELECT found.*, count(*) OVER () AS total, sum(octet_length(data)) OVER () AS bytes, max(seq) OVER (PARTITION BY xid) AS last,
            row_number() OVER (PARTITION BY xid ORDER BY stmt, seq) AS place
     FROM (
-        SELECT seq, xid, stmt, at, subject, old_subject, type, key, annotation, data FROM tocsin.journal
+        SELECT seq, xid, stmt, at, subject, old_subject, type, key, annotation, data FROM tocsin.events
         WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot))
                 AND xid < (SELECT pg_snapshot_xmax(coalesce($2::text::pg_snapshot, pg_current_snapshot()))))
                OR xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))
@@ -30,13 +30,14 @@ ORDER BY last, xid, stmt, seq
 
 -- name: order
 -- The same rows, however many, by their place only: for a cursor that pages through them in bounded memory.
-SELECT leaf, xid::text AS xid, seq, row_number() OVER (PARTITION BY xid ORDER BY stmt, seq) AS place, octet_length(data) + 500 AS bytes
+SELECT leaf, xid::text AS xid, seq, row_number() OVER (PARTITION BY xid ORDER BY coalesce(stmt, seq), seq) AS place,
+       coalesce(octet_length(data), 0) + coalesce(octet_length(new), 0) + coalesce(octet_length(old), 0) + 700 AS bytes
 FROM tocsin.journal
 WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot)) AND xid < (SELECT pg_snapshot_xmax($2::text::pg_snapshot)))
        OR xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot))))
   AND pg_visible_in_snapshot(xid, (SELECT $2::text::pg_snapshot))
   AND NOT pg_visible_in_snapshot(xid, (SELECT $1::text::pg_snapshot))
-ORDER BY max(seq) OVER (PARTITION BY xid), xid, stmt, seq
+ORDER BY max(seq) OVER (PARTITION BY xid), xid, coalesce(stmt, seq), seq
 
 -- name: page
 -- The events at $1 (leaves), $2 (xids as text), $3 (seqs), $6 (places in the transaction), in that order. $4 incarnation, $5 source token.
@@ -49,7 +50,7 @@ SELECT j.seq, j.subject, j.old_subject, extract(epoch FROM clock_timestamp() - j
            || coalesce(',"annotation":' || j.annotation, '')
            || ',"data":' || j.data || '}', 'UTF8') AS message
 FROM unnest($1::smallint[], $2::text[], $3::bigint[], $6::bigint[]) WITH ORDINALITY AS r (leaf, xid, seq, place, n)
-JOIN tocsin.journal AS j ON j.leaf = r.leaf AND j.xid = r.xid::xid8 AND j.seq = r.seq
+JOIN tocsin.events AS j ON j.leaf = r.leaf AND j.xid = r.xid::xid8 AND j.seq = r.seq
 ORDER BY r.n
 
 -- name: now

@@ -8,21 +8,45 @@ CREATE SEQUENCE IF NOT EXISTS tocsin.seq CACHE 1;
 -- The number of the leaf that is written; leaf number mod 8. A sequence, since every writer reads it and it must leave no dead rows.
 CREATE SEQUENCE IF NOT EXISTS tocsin.leaf MINVALUE 0 START 0 CACHE 1;
 
--- One row an event, self-contained: what the message will be follows from the row alone, whatever happens to the table or the watch.
+-- One row an event: what the message will be follows from the row and its envelope alone, whatever happens to the table or the watch.
+-- A captured change has an envelope, so that the writer writes only what is new in each event; any other has its whole `data`.
 CREATE TABLE IF NOT EXISTS tocsin.journal (
     leaf smallint NOT NULL,
     seq bigint NOT NULL DEFAULT nextval('tocsin.seq'),
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    stmt bigint NOT NULL,
+    stmt bigint,                -- the number of its statement, where that may not be the order of seq
     at timestamptz NOT NULL DEFAULT statement_timestamp(),
-    subject text NOT NULL,      -- what follows <prefix>.<source>. ; 'canary' is the canary's
+    subject text,               -- what follows <prefix>.<source>. ('canary' is the canary's); with an envelope the route's tokens, each after a dot
     old_subject text,           -- the old route's, where an UPDATE changed it
-    type text NOT NULL,         -- the CloudEvent's
+    type text,                  -- the CloudEvent's
     key text,                   -- the CloudEvent's subject
-    annotation text,            -- JSON, or NULL: what tocsin.annotate said in the transaction
-    data text NOT NULL          -- JSON
+    annotation text,            -- what tocsin.annotate, or the setting itself, said in the transaction
+    data text                   -- JSON
 ) PARTITION BY LIST (leaf);
 ALTER TABLE tocsin.journal ADD COLUMN IF NOT EXISTS annotation text;
+DO $$
+BEGIN
+    -- The lock is taken once, not at each install.
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tocsin.journal'::regclass AND attname = 'envelope') THEN
+        ALTER TABLE tocsin.journal
+            ALTER COLUMN stmt DROP NOT NULL, ALTER COLUMN subject DROP NOT NULL, ALTER COLUMN type DROP NOT NULL, ALTER COLUMN data DROP NOT NULL,
+            ADD COLUMN envelope integer,
+            ADD COLUMN key_json text,   -- the key as JSON, where it does not follow from `key`
+            ADD COLUMN new text,        -- JSON
+            ADD COLUMN old text;        -- JSON
+    END IF;
+END $$;
+
+-- What all events of one table and operation have in common. Rows are never changed nor deleted, since journal rows name them.
+CREATE TABLE IF NOT EXISTS tocsin.envelope (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    subject text NOT NULL,      -- change.<schema>.<table>.<op>
+    type text NOT NULL,
+    head text NOT NULL,         -- of `data`, up to the key
+    key_head text NOT NULL,     -- of the key's JSON, where that is key_head || key || '}'
+    key_quoted boolean NOT NULL -- whether that key is a JSON string, else a number
+);
+CREATE UNIQUE INDEX IF NOT EXISTS envelope_content ON tocsin.envelope (md5(head), md5(key_head), key_quoted);
 
 DO $$
 BEGIN
@@ -31,6 +55,25 @@ BEGIN
     END LOOP;
 END $$;
 CREATE INDEX IF NOT EXISTS journal_xid_seq ON tocsin.journal (xid, seq);
+
+-- The annotation as JSON. A writer may set the setting without tocsin.annotate, to whatever it likes.
+CREATE OR REPLACE FUNCTION tocsin.annotation(said text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+    RETURN said::pg_catalog.json::pg_catalog.text;
+EXCEPTION WHEN invalid_text_representation OR untranslatable_character THEN
+    RETURN pg_catalog.to_json(said)::pg_catalog.text;
+END $$;
+
+-- The journal with each event as it is told.
+CREATE OR REPLACE VIEW tocsin.events AS
+SELECT j.leaf, j.seq, j.xid, coalesce(j.stmt, j.seq) AS stmt, j.at,
+       concat(e.subject, j.subject) AS subject, CASE WHEN e.id IS NULL THEN j.old_subject ELSE e.subject || j.old_subject END AS old_subject,
+       coalesce(e.type, j.type) AS type, j.key, tocsin.annotation(j.annotation) AS annotation,
+       CASE WHEN e.id IS NULL THEN j.data ELSE concat(
+           e.head, coalesce(j.key_json, e.key_head || CASE WHEN e.key_quoted THEN to_json(j.key)::text ELSE j.key END || '}', 'null'),
+           ',"new":' || j.new, ',"old":' || j.old, CASE WHEN j.new IS NULL AND (j.old IS NULL OR e.type NOT LIKE '%.delete') THEN ',"truncated":true' END, '}') END AS data
+FROM tocsin.journal AS j LEFT JOIN tocsin.envelope AS e ON e.id = j.envelope;
 
 -- The cursor: everything visible in `reached` is acknowledged by the stream; the batch between it and `intended` may be partly.
 -- Rows are only inserted, into one of two tables in turn; the highest n holds.
@@ -149,7 +192,7 @@ DECLARE
     appended bigint;
 BEGIN
     INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
-    SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), subject, type, key, tocsin.annotation(),
+    SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), subject, type, key, left(nullif(current_setting('tocsin.annotation', true), ''), 1024),
            CASE WHEN octet_length(data) <= i.max_event THEN data ELSE '{"truncated":true}' END
     FROM tocsin.leaf AS l, tocsin.identity AS i
     RETURNING seq INTO appended;
@@ -170,17 +213,6 @@ BEGIN
     END IF;
     SELECT string_agg(tocsin.token(t), '.' ORDER BY n) INTO subject FROM unnest(tokens) WITH ORDINALITY AS u (t, n);
     RETURN tocsin.append('event.' || subject, type, NULL, coalesce(data, 'null')::text);
-END $$;
-
--- The transaction's annotation as JSON. A writer may set the setting without tocsin.annotate, to whatever it likes.
-CREATE OR REPLACE FUNCTION tocsin.annotation() RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
-DECLARE
-    said text := left(nullif(current_setting('tocsin.annotation', true), ''), 1024);
-BEGIN
-    RETURN said::json::text;
-EXCEPTION WHEN invalid_text_representation THEN
-    RETURN to_json(said)::text;
 END $$;
 
 -- What each event of the transaction carries beside its data, those before this call too:
@@ -263,6 +295,6 @@ REVOKE ALL ON ALL TABLES IN SCHEMA tocsin FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC;
 -- An application may emit events; writers of watched tables need no grant at all.
 GRANT USAGE ON SCHEMA tocsin TO PUBLIC;
-GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb) TO PUBLIC;
+GRANT EXECUTE ON FUNCTION tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb), tocsin.annotation(text) TO PUBLIC;
 -- To draw a number is all that it allows: not to set one, nor to read a row.
 GRANT USAGE ON SEQUENCE tocsin.seq TO PUBLIC;
