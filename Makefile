@@ -12,7 +12,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench bench-capture bench-relay bench-latency bench-growth soak docs lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-browser check lint format bench bench-capture bench-relay bench-latency bench-fanout bench-connections bench-drift bench-growth soak docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,15 @@ bench-relay: setup-dev  ## events a second from the journal to acknowledged
 
 bench-latency: setup-dev  ## from the commit to the client
 	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-fanout: setup-dev  ## messages a second to many clients
+	$(BIN)/python -m benchmarks.fanout $(ARGS)
+
+bench-connections: setup-dev  ## memory of an idle client
+	$(BIN)/python -m benchmarks.connections $(ARGS)
+
+bench-drift: setup-dev  ## a full audit
+	$(BIN)/python -m benchmarks.drift $(ARGS)
 
 bench-growth: setup-dev  ## how the cost of capture grows, five minutes: tables, writers, sizes, a kept journal
 	$(BIN)/python -m benchmarks.growth_capture $(ARGS)

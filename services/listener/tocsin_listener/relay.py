@@ -85,17 +85,17 @@ class Relay:
             await self._publish(difference, published)
         self._complete(self.cursor.intended)
 
-    async def step(self) -> bool:
-        """Relay what has become visible since the cursor; whether there was anything."""
+    async def step(self) -> int | None:
+        """Relay what has become visible since the cursor: how many events, 0 where there was nothing, None where they were too many to count."""
         difference = await self._journal.between(self.cursor.reached)
         if difference is None:
-            return False
+            return 0
         self.cursor = Cursor(self.cursor.reached, difference.intended, self.cursor.stream_sequence)
         self._lead.check()
         await self._progress.store(self.cursor)
         await self._publish(difference, 0)
         self._complete(difference.intended)
-        return True
+        return None if difference.rows is None else len(difference.rows)
 
     def _complete(self, reached: str) -> None:
         # It is stored with the next batch's intent; until then the stream's own end says that this one is complete.

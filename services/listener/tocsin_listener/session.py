@@ -39,6 +39,13 @@ STANDBY_PAUSE: Final = 0.5
 SETTLE_AFTER: Final = 0.9
 CHECK_EVERY: Final = 60.0
 
+BUSY: Final = 8
+FULL: Final = 500
+GATHER: Final = 0.005
+"""After a batch of BUSY events or more, but not of a backlog, the next one is let grow for so many seconds: each costs a flush, two
+statements and an acknowledgement, whatever its size, on a machine that has writers to serve.
+"""
+
 AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, asyncpg.InternalClientError, nats.errors.Error, *postgres.TRANSIENT)
 """What a new session may mend."""
 
@@ -253,7 +260,8 @@ async def _follow(relay: Relay, bell: Doorbell) -> None:
     asleep = silent = settled = rung = False
     found_at = time.monotonic()
     while True:
-        if await relay.step():
+        relayed = await relay.step()
+        if relayed != 0:
             if silent:
                 await bell.found_by_fallback()
             elif not rung:
@@ -261,6 +269,8 @@ async def _follow(relay: Relay, bell: Doorbell) -> None:
             await bell.rise()
             asleep = silent = settled = rung = False
             found_at = time.monotonic()
+            if relayed is not None and BUSY <= relayed < FULL:
+                await asyncio.sleep(GATHER)
             continue
         if not settled and time.monotonic() - found_at > SETTLE_AFTER:
             # Not at once: under load the next batch stores the cursor anyway, and the first event after a pause should not wait for it.
