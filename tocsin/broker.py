@@ -105,6 +105,10 @@ def _prepare(servers: list[str], name: str, login: NatsLogin, pending_bytes: int
 
     async def on_error(error: Exception) -> None:
         nonlocal said
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # wait_for of Python 3.11, in nats-py's connect, forgets a cancellation that comes with a refused connection.
+            raise asyncio.CancelledError
         link.last_error = str(error) or type(error).__name__
         if isinstance(error, nats.errors.SlowConsumerError):
             link.slow_consumer_errors += 1
