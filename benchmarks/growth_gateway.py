@@ -1,4 +1,4 @@
-"""How the gateway's cost grows: clients, distinct patterns, subscriptions of a client, filters, and events that nobody wants.
+"""How the gateway's cost grows: clients, subscriptions of a client, filters, and events that nobody wants.
 
 Each row publishes the same number of events and tells the processor time that the gateway's process took for each of them
 (microseconds, user and system), and for each delivery. Events nobody wants must cost next to nothing: the consumer's
@@ -91,9 +91,6 @@ async def main(size: float, events: int) -> None:
             await row("clients", count, subscribes(1), count)
         for count in sorted({1, 10, 100}):
             await row("subscriptions a client", count, subscribes(count), 10)
-        for count in sorted({1, max(1, many // 50), many}):
-            # 100 subscriptions a socket at most, so several sockets share out the distinct patterns.
-            await row("other patterns", count, subscribes(min(count, 100)), max(1, count // 100))
         await row("filters: all pass", 100, subscribes(1, where={"id": {"gte": 0}}), 100)
         await row("no filter", 100, subscribes(1), 100)
         await row("events nobody wants", 100, subscribes(1), 100, subject=UNWANTED, delivered=False)
