@@ -480,9 +480,13 @@ BEGIN
         troubles := troubles || tocsin.attach(w, member);
     END LOOP;
     -- What has left the family rings no more.
-    FOR member IN SELECT DISTINCT t.tgrelid FROM pg_trigger AS t
-                  WHERE t.tgname ~ format('^tocsin_%s_', w.id) AND t.tgparentid = 0
-                    AND t.tgfoid IN (SELECT oid FROM pg_proc WHERE pronamespace = 'tocsin'::regnamespace)
+    -- By the functions' dependants, which have an index: every trigger of the database has none by name.
+    FOR member IN SELECT DISTINCT t.tgrelid
+                  FROM pg_proc AS p
+                  JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid AND d.classid = 'pg_trigger'::regclass
+                  JOIN pg_trigger AS t ON t.oid = d.objid
+                  WHERE p.proname = ANY (ARRAY(SELECT format('%s_%s', o, w.id) FROM unnest('{begin,insert,update,delete,truncate}'::text[]) AS o))
+                    AND p.pronamespace = 'tocsin'::regnamespace AND t.tgparentid = 0
                     AND t.tgrelid NOT IN (SELECT f FROM tocsin.family(w.relation) AS f) LOOP
         troubles := troubles || tocsin.detach(w, member);
     END LOOP;
