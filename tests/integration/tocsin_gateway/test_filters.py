@@ -157,7 +157,7 @@ async def test_one_line_tools_filter_by_the_address(gateway: RunningGateway, str
 
 
 def token(**claims: Any) -> str:
-    return jwt.encode({"exp": int(time.time()) + 60, "subscribe": ["pg.>"], **claims}, SECRET, "HS256")
+    return jwt.encode({"exp": int(time.time()) + 86_400, "subscribe": ["pg.>"], **claims}, SECRET, "HS256")
 
 
 RULED = token(rows={"public.orders": ORDERS}, hidden={"public.orders": ["total"]})

@@ -32,7 +32,7 @@ async def collect(client: Peer, until: asyncio.Event, stream: Stream, pattern: s
     async with asyncio.timeout(60):
         while not until.is_set() or sequences(frames) != expected(stream, pattern, answer["position"]):
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(10.0 if until.is_set() else 1.0):
                     frame = await client.next(patience=30)
             except TimeoutError:
                 if until.is_set():

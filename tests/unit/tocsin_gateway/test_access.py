@@ -32,7 +32,7 @@ def granted(checker: Access, text: str) -> Grant:
 
 
 def token(secret: str = SECRET, algorithm: str = "HS256", **claims: Any) -> str:
-    return jwt.encode({"exp": time.time() + 60, "subscribe": ["pg.shop.>"], **claims}, secret, algorithm)
+    return jwt.encode({"exp": time.time() + 86_400, "subscribe": ["pg.shop.>"], **claims}, secret, algorithm)
 
 
 def refused(checker: Access, text: str) -> str:
@@ -177,7 +177,7 @@ def test_audience_and_issuer_must_be_the_configured_ones() -> None:
 
 
 def forged(header: dict[str, Any]) -> str:
-    parts = [json.dumps(part).encode() for part in (header, {"exp": time.time() + 60, "subscribe": ["pg.>"]})]
+    parts = [json.dumps(part).encode() for part in (header, {"exp": time.time() + 86_400, "subscribe": ["pg.>"]})]
     return ".".join([base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts] + [""])
 
 
