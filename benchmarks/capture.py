@@ -14,6 +14,7 @@ import sys
 import asyncpg
 from nats.aio.client import Client
 
+from benchmarks.recorder import recorder
 from benchmarks.report import report
 from tests.support import oracle
 from tests.support.pipeline import Pipeline, pipeline
@@ -59,11 +60,12 @@ async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, 
     await drained(running, source)
     await running.start("gateway")
     before = await source.fetchval("SELECT count(*) FROM orders")
-    async with oracle.socket_client(running.socket_url, "pg.shop.change.public.orders.*") as (seen, arrived):
+    async with recorder(running.socket_url, "pg.shop.change.public.orders.*") as recording:
         figures["whole"] = await commits(running, "orders", writers, seconds)
         figures["drain s"] = await drained(running, source)
         written = [row["id"] for row in await source.fetch("SELECT id FROM orders ORDER BY id OFFSET $1", before)]
-        await oracle.until_count(seen, arrived, len(written))
+        await recording.until(len(written))
+        seen = recording.seen()
         oracle.assert_same(written, seen.values("id"), "table and client")
         oracle.assert_ordered_per_key(seen, "client")
     await running.stop("gateway")

@@ -22,6 +22,7 @@ from tocsin.subject import encode_token
 from tocsin_listener import stream
 from tocsin_listener.carried import Carried
 from tocsin_listener.doorbell import Doorbell
+from tocsin_listener.follow import follow
 from tocsin_listener.install import require_installed, require_own_journal
 from tocsin_listener.journal import SESSION, Journal
 from tocsin_listener.leader import Deposed, Lead
@@ -36,15 +37,7 @@ from tocsin_listener.tracing import Tracing
 from tocsin_listener.upkeep import retain, sing
 
 STANDBY_PAUSE: Final = 0.5
-SETTLE_AFTER: Final = 0.9
 CHECK_EVERY: Final = 60.0
-
-BUSY: Final = 8
-FULL: Final = 500
-GATHER: Final = 0.005
-"""After a batch of BUSY events or more, but not of a backlog, the next one is let grow for so many seconds: each costs a flush, two
-statements and an acknowledgement, whatever its size, on a machine that has writers to serve.
-"""
 
 AGAIN: Final = (Unavailable, JetStreamError, Refused, asyncpg.PostgresError, asyncpg.InternalClientError, nats.errors.Error, *postgres.TRANSIENT)
 """What a new session may mend."""
@@ -183,7 +176,7 @@ class Listener:
                 self.meters.role, self.meters.epoch, self.meters.trouble = "leader", address.epoch, ""
                 log.info("leading", stream=state.name, epoch=address.epoch, last_sequence=relay.cursor.stream_sequence)
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_follow(relay, bell))
+                    group.create_task(follow(relay, bell))
                     group.create_task(sing(lead, self.meters))
                     group.create_task(self._watch_stream(identity, state))
                     group.create_task(self._watch_link())
@@ -253,38 +246,6 @@ class Listener:
         session.add_termination_listener(lambda _: ended.set())
         await ended.wait()
         raise Deposed("the leading session ended")
-
-
-async def _follow(relay: Relay, bell: Doorbell) -> None:
-    """Relay, and sleep where there is nothing to do."""
-    asleep = silent = settled = rung = False
-    found_at = time.monotonic()
-    while True:
-        relayed = await relay.step()
-        if relayed != 0:
-            if silent:
-                await bell.found_by_fallback()
-            elif not rung:
-                bell.counts.spared += 1
-            await bell.rise()
-            asleep = silent = settled = rung = False
-            found_at = time.monotonic()
-            if relayed is not None and BUSY <= relayed < FULL:
-                await asyncio.sleep(GATHER)
-            continue
-        if not settled and time.monotonic() - found_at > SETTLE_AFTER:
-            # Not at once: under load the next batch stores the cursor anyway, and the first event after a pause should not wait for it.
-            await relay.settle()
-            settled = True
-        if not asleep:
-            # Once more after lying down: what was written without a ring is visible by then.
-            asleep = await bell.doze()
-            continue
-        silent = not await bell.wait()
-        rung = not silent
-        if rung:
-            await bell.rise()
-            asleep = False
 
 
 async def _rewound(decided: Plan, progress: Progress, state: StreamState) -> Plan:
