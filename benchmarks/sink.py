@@ -51,7 +51,7 @@ def open_client(host: str, port: int, path: str, hellos: list[bytes], opcode: in
         more = sock.recv(65536)
         assert more, data
         data += more
-    return sock, data.split(ready, 1)[1]
+    return sock, data.split(ready, 1)[1] if ready else data
 
 
 def main() -> None:
