@@ -58,7 +58,8 @@ async def measure(url: str, one: Contender, rate: int, count: int, clients: int)
         stdout=pipe,
         limit=1 << 26,
     )
-    assert arrivals.stdin is not None and arrivals.stdout is not None
+    assert arrivals.stdin is not None
+    assert arrivals.stdout is not None
     arrivals.stdin.write(one.hello.encode())
     arrivals.stdin.close()
     assert await arrivals.stdout.readline() == b"ready\n"
