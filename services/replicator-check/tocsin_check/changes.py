@@ -121,6 +121,11 @@ class Changes:
             elif noted.watch != watch:
                 self._tables[name] = _Noted("the listener watches it otherwise than before", watch)
 
+    def awaits_whole(self, name: str) -> bool:
+        """Whether the stream tells the table's changes by now, and only a full audit is missing to go by them."""
+        noted = self._tables.get(name)
+        return self._reading and noted is not None and noted.whole is not None
+
     def obstacle(self, name: str) -> str | None:
         """Why the noted keys are not all that changed; None where they are."""
         noted = self._tables.get(name)

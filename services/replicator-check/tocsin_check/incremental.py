@@ -91,6 +91,12 @@ class Incremental:
         drifted = entry.report.missing + entry.report.extra + entry.report.different
         return "too many of its rows have drifted" if drifted + len(entry.open) > MANY_DRIFTED else None
 
+    def awaits_whole(self, table: Comparable) -> bool:
+        """Whether one full audit from now on would spare the next ones."""
+        entry = self._ledger.get(str(table.name))
+        large = entry is not None and (entry.report.rows or 0) > SMALL
+        return large and table.source.unique and all(part.own for part in table.source.key) and self._changes.awaits_whole(str(table.name))
+
     def stock(self, table: Comparable) -> None:
         """Note in the report whether the table is followed."""
         name, entry = str(table.name), self._ledger.get(str(table.name))

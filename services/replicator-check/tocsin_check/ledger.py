@@ -16,6 +16,7 @@ from tocsin_check.verdict import Key, Verdict
 _STATES: Final[Mapping[Verdict, State]] = {Verdict.MISSING: "missing", Verdict.EXTRA: "extra", Verdict.DIFFERENT: "different"}
 ROWS_KEPT: Final = 100_000
 """Drifted rows kept by key for each table; the counts go on beyond it."""
+REST: Final = 20
 
 
 @dataclass(slots=True)
@@ -141,16 +142,16 @@ class Ledger:
         page = rows[:limit]
         return RowPage(rows=[row for _, row in page], next=str(page[-1][0]) if len(rows) > limit else None)
 
-    def due(self, name: str, now: datetime, every: timedelta) -> bool:
-        """Whether a table's next audit is due: a large one's takes at most a twentieth of the time."""
+    def due(self, name: str, now: datetime, every: timedelta, *, rest: int = REST) -> bool:
+        """Whether a table's next audit is due: a large one's takes at most one part in `rest` of the time."""
         entry = self._entries.get(name)
         if entry is None or entry.audited is None:
             return True
-        return now - entry.audited >= self.interval(name, every)
+        return now - entry.audited >= self.interval(name, every, rest=rest)
 
-    def interval(self, name: str, every: timedelta) -> timedelta:
+    def interval(self, name: str, every: timedelta, *, rest: int = REST) -> timedelta:
         entry = self._entries.get(name)
-        return max(every, timedelta(seconds=entry.seconds * 20)) if entry else every
+        return max(every, timedelta(seconds=entry.seconds * rest)) if entry else every
 
 
 def _numbered(entry: Entry, table: Comparable, outcome: Outcome, kept: dict[Key, tuple[int, DriftedRow]]) -> dict[Key, tuple[int, DriftedRow]]:

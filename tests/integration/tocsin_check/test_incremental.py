@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -271,3 +272,24 @@ async def test_a_table_that_was_cut_off_for_a_while_is_read_wholly(
         assert (report.unfollowed, report.status) == ("it could not be audited for a while", "unauditable")
         report = await at.followed()
         assert (report.status, report.missing) == ("drift", 1)
+
+
+@pytest.mark.parametrize(("seconds", "followed"), [(10.0, True), (20.0, False)])
+async def test_a_stream_that_is_joined_late_is_followed_from_an_early_full_audit_on(
+    seconds: float, followed: bool, setup: Setup, room: Callable[..., contextlib.AbstractAsyncContextManager[Room]], source: asyncpg.Connection
+) -> None:
+    """A minute after an audit that took 10 s, and not after one that took 20 s: it takes a fourth of the time at most, once."""
+    await _fill(source)
+    await setup()
+    async with room() as at:
+        await at.followed()
+        at.changes.lost("NATS is away")
+        at.changes.begin("joined late")
+        entry = at.checker.ledger.get("public.t")
+        assert entry is not None
+        assert entry.audited is not None
+        entry.seconds, entry.audited = seconds, entry.audited - timedelta(minutes=1)
+        await at.round()
+        report = await at.round()
+        assert (report.unfollowed is None) is followed, report.unfollowed
+        assert (report.proofs[0].at == entry.audited) is followed
