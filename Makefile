@@ -76,7 +76,7 @@ format: setup-dev  ## put the code into the house's form
 	$(BIN)/ruff check --fix .
 
 bench: setup-dev  ## every benchmark against its rivals; results in benchmarks/results
-	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table -e soak) benchmarks/table.py; do \
+	@for file in $$(grep -l '__main__' benchmarks/*.py | grep -v -e sink -e table -e soak -e arrivals -e writer) benchmarks/table.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 bench-capture: setup-dev  ## commits a second with capture and with the whole pipeline (any other: make bench-NAME; ARGS: its flags)
