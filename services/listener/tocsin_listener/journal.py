@@ -22,7 +22,9 @@ SESSION: Final = (
 
 
 class Row(NamedTuple):
-    """One event: `subject` is what follows the prefix and the source, `message` the CloudEvent's bytes, `age` seconds since its statement began."""
+    """One event, its fields in the order of the queries' columns: `subject` is what follows the prefix and the source, `message` the
+    CloudEvent's bytes, `age` seconds since its statement began.
+    """
 
     seq: int
     subject: str
@@ -70,7 +72,7 @@ class Journal:
         found = await self._connection.fetch(QUERIES["between"], reached, intended, self._most_rows, self._most_bytes, self._incarnation, self._source)
         if not found:
             return None
-        rows = None if found[0]["message"] is None else [Row(r["seq"], r["subject"], r["old_subject"], r["age"], r["message"]) for r in found]
+        rows = None if found[0]["message"] is None else [Row._make(r[1:]) for r in found]
         return Difference(reached, found[0]["intended"], rows)
 
     async def pages(self, difference: Difference) -> AsyncGenerator[list[Row], None]:
@@ -103,4 +105,4 @@ class Journal:
             [p["place"] for p in places],
         )
         assert len(found) == len(places), "the journal lost rows that the cursor has not passed"
-        return [Row(r["seq"], r["subject"], r["old_subject"], r["age"], r["message"]) for r in found]
+        return [Row._make(r) for r in found]

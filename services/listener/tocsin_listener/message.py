@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple, Protocol
 
 from tocsin.event import BATCH, COPY, EPOCH, MSG_ID, SNAPSHOTS
@@ -27,17 +28,22 @@ class Event(Protocol):
 
 
 class Message(NamedTuple):
-    """`headers` is complete but for what belongs to one attempt; `copy` marks the copy under an old route. `age` is the seconds since
-    the statement's begin when it was read, at the monotonic time `read_at`.
+    """`headers` are lines, each ended by CR LF, complete but for what belongs to one attempt; `copy` marks the copy under an old route. `age`
+    is the seconds since the statement's begin when it was read, at the monotonic time `read_at`.
     """
 
     seq: int
     copy: bool
     subject: str
     body: bytes
-    headers: dict[str, str]
+    headers: str
     age: float
     read_at: float
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The headers by name."""
+        return dict(line.split(": ", 1) for line in self.headers.splitlines())
 
 
 class Address(NamedTuple):
@@ -55,36 +61,33 @@ class Numbering:
     A message whose (seq, copy) is in `quarantined` is left out, and has no number.
     """
 
-    def __init__(self, address: Address, reached: str, intended: str, quarantined: Container[tuple[int, bool]]) -> None:
+    def __init__(self, address: Address, reached: str, intended: str, quarantined: AbstractSet[tuple[int, bool]]) -> None:
         self._address = address
         self._root = f"{address.prefix}.{encode_token(address.source)}."
         self._canary = canary_subject(address.source)
-        self._snapshots = f"{reached};{intended}"
+        self._id = f"{MSG_ID}: {address.epoch}-{address.incarnation}-"
+        self._snapshots = f"{SNAPSHOTS}: {reached};{intended}\r\n"
         self._quarantined = quarantined
         self._first: int | None = None
+        self._batch = ""
         self.next_index = 0
 
     def messages(self, rows: Iterable[Event], read_at: float = 0.0) -> Iterator[Message]:
         for row in rows:
             if self._first is None:
                 self._first = row.seq
+                self._batch = f"\r\n{EPOCH}: {self._address.epoch}\r\n{BATCH}: {row.seq};"
             subject = self._canary if row.subject == CANARY else self._root + row.subject
-            if (row.seq, False) not in self._quarantined:
-                yield Message(row.seq, False, subject, row.message, self._headers(row.seq), row.age, read_at)
+            if not self._quarantined or (row.seq, False) not in self._quarantined:
+                yield Message(row.seq, False, subject, row.message, self._headers(f"{row.seq}"), row.age, read_at)
             if row.old_subject is not None and (row.seq, True) not in self._quarantined:
-                headers = self._headers(row.seq)
-                headers[MSG_ID] += "-old"
-                headers[COPY] = "1"
+                headers = self._headers(f"{row.seq}-old") + f"{COPY}: 1\r\n"
                 yield Message(row.seq, True, self._root + row.old_subject, row.message, headers, row.age, read_at)
 
-    def _headers(self, seq: int) -> dict[str, str]:
-        address = self._address
-        headers = {
-            MSG_ID: f"{address.epoch}-{address.incarnation}-{seq}",
-            EPOCH: address.epoch,
-            BATCH: f"{self._first};{self.next_index}",
-        }
+    def _headers(self, name: str) -> str:
+        # One piece of text and no dictionary: this runs for every event.
+        headers = f"{self._id}{name}{self._batch}{self.next_index}\r\n"
         if self.next_index == 0:
-            headers[SNAPSHOTS] = self._snapshots
+            headers += self._snapshots
         self.next_index += 1
         return headers

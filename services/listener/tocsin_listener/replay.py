@@ -51,7 +51,7 @@ async def replay(
         frames = []
         for row in rows:
             if row.subject != CANARY:
-                headers = {MSG_ID: f"{identity['incarnation']}-{row.seq}", SUBJECT: root + row.subject}
+                headers = f"{MSG_ID}: {identity['incarnation']}-{row.seq}\r\n{SUBJECT}: {root}{row.subject}\r\n"
                 frames.append(wire.frame(Message(row.seq, False, to, row.message, headers, 0.0, 0.0)))
         await wire.write(client, frames)
         await client.flush()

@@ -36,26 +36,24 @@ class Tracing:
         self._exporter = exporter
         self._sample = sample
 
-    def mark(self, messages: Sequence[Message]) -> None:
+    def mark(self, messages: list[Message]) -> None:
         """Put the header on the messages that are traced. The same at every reading of the same rows."""
         left = MOST_A_PAGE
-        for message in messages:
+        for place, message in enumerate(messages):
             # The rare and short word first: to look for the long one in each body takes ten times as long.
             if left and _WORD in message.body and _FIRST_OF_TRANSACTION in message.body:
                 parent = _application(message.body)
                 if parent is not None and parent.sampled:
                     left -= 1
-                    message.headers[TRACEPARENT] = str(Parent(parent.trace, _publish_span(message), sampled=True))
+                    messages[place] = _traced(message, parent.trace)
         if messages and TRACEPARENT not in messages[0].headers and self._chosen(messages[0]):
-            message = messages[0]
-            message.headers[TRACEPARENT] = str(Parent(trace_id(_event_id(message)), _publish_span(message), sampled=True))
+            messages[0] = _traced(messages[0], trace_id(_event_id(messages[0])))
 
     def acknowledged(self, messages: Sequence[Message]) -> None:
         """JetStream has them: their spans are complete."""
         for message in messages:
-            header = message.headers.get(TRACEPARENT)
-            if header is not None:
-                self._record(message, header)
+            if TRACEPARENT in message.headers:
+                self._record(message, message.fields[TRACEPARENT])
 
     def _chosen(self, message: Message) -> bool:
         return int(trace_id(_event_id(message))[-8:], 16) < self._sample * (1 << 32)
@@ -74,9 +72,13 @@ class Tracing:
         self._exporter.add(Span(parent.trace, parent.span, journal, "publish", read, now, kind="producer", attributes=told))
 
 
+def _traced(message: Message, trace: str) -> Message:
+    return message._replace(headers=f"{message.headers}{TRACEPARENT}: {Parent(trace, _publish_span(message), sampled=True)}\r\n")
+
+
 def _event_id(message: Message) -> str:
     """Without the epoch in front of it."""
-    return message.headers[MSG_ID].partition("-")[2]
+    return message.fields[MSG_ID].partition("-")[2]
 
 
 def _publish_span(message: Message) -> str:

@@ -30,13 +30,12 @@ def unfit(subject: str) -> str | None:
 
 def size(message: Message) -> int:
     """What the server compares with its max_payload: the body and all headers, those of an attempt counted generously."""
-    return len(message.body) + sum(len(name) + len(value) + 4 for name, value in message.headers.items()) + 200
+    return len(message.body) + len(message.headers) + 200
 
 
 def frame(message: Message, extra: str = "", reply: str = "") -> bytes:
     """One HPUB. `extra` is header lines, each ended by CR LF, that belong to this attempt alone."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in message.headers.items()])
-    head = f"NATS/1.0\r\n{lines}{extra}\r\n"
+    head = f"NATS/1.0\r\n{message.headers}{extra}\r\n"
     body = message.body
     # Header names and values are ASCII, so that characters are bytes.
     length = len(head)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest_asyncio
 
-from tocsin_listener import session
 from tocsin_listener.doorbell import Doorbell
+from tocsin_listener.follow import follow
 from tocsin_listener.journal import SESSION, Journal
 from tocsin_listener.progress import BEGINNING
 from tocsin_listener.watch import watch
@@ -79,7 +79,7 @@ async def test_many_naps_and_no_row_is_found_only_by_the_fallback(make: Make, in
         await connection.close()
 
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(session._follow(reader, bell))  # type: ignore[arg-type]
+        following = group.create_task(follow(reader, bell))  # type: ignore[arg-type]
         async with asyncio.TaskGroup() as writers:
             for seed in range(4):
                 writers.create_task(write(seed))
@@ -100,7 +100,7 @@ async def unrung(make: Make, installed: asyncpg.Connection, source_url: str) -> 
     await open_transaction.start()
     await writer.execute("INSERT INTO t (n) VALUES (1)")
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(session._follow(reader, bell))  # type: ignore[arg-type]
+        following = group.create_task(follow(reader, bell))  # type: ignore[arg-type]
         await asyncio.sleep(0.15)  # far longer than the listener needs to lie down, if it may
         await open_transaction.commit()
         await until(lambda: len(reader.seen) == 1)
@@ -160,7 +160,7 @@ async def test_where_ringing_is_not_allowed_it_reads_steadily_and_nobody_rings(m
     reader, bell = make(allowed=False)
     await bell.listen()
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(session._follow(reader, bell))  # type: ignore[arg-type]
+        following = group.create_task(follow(reader, bell))  # type: ignore[arg-type]
         for n in range(5):
             await installed.execute("INSERT INTO t (n) VALUES (1)")
             await until(lambda n=n: len(reader.seen) == n + 1)  # type: ignore[misc]

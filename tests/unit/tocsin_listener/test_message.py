@@ -50,19 +50,19 @@ def test_pages_do_not_show(found: list[Row], size: int) -> None:
 @given(rows)
 def test_every_message_has_its_place_and_only_the_first_the_snapshots(found: list[Row]) -> None:
     messages = numbered(found)
-    assert [m.headers[BATCH] for m in messages] == [f"{found[0].seq};{n}" for n in range(len(messages))]
-    assert [SNAPSHOTS in m.headers for m in messages] == [True] + [False] * (len(messages) - 1)
-    assert len({m.headers[MSG_ID] for m in messages}) == len(messages)
-    assert messages[0].headers[SNAPSHOTS] == "1:1:;2:2:"
+    assert [m.fields[BATCH] for m in messages] == [f"{found[0].seq};{n}" for n in range(len(messages))]
+    assert [SNAPSHOTS in m.fields for m in messages] == [True] + [False] * (len(messages) - 1)
+    assert len({m.fields[MSG_ID] for m in messages}) == len(messages)
+    assert messages[0].fields[SNAPSHOTS] == "1:1:;2:2:"
 
 
 @given(rows)
 def test_a_copy_follows_its_original_at_once(found: list[Row]) -> None:
     messages = numbered(found)
     for before, message in zip([None, *messages], messages, strict=False):
-        if COPY in message.headers:
+        if COPY in message.fields:
             assert before is not None
-            assert (before.seq, before.body, before.headers[MSG_ID] + "-old") == (message.seq, message.body, message.headers[MSG_ID])
+            assert (before.seq, before.body, before.fields[MSG_ID] + "-old") == (message.seq, message.body, message.fields[MSG_ID])
             assert message.subject == "pg.my%20shop.change.public.t.insert.1"
 
 
@@ -73,7 +73,7 @@ def test_what_is_set_aside_has_no_number_and_changes_nothing_before_it(found: li
     rest = numbered(found, {(messages[gone].seq, messages[gone].copy)})
     assert rest[:gone] == messages[:gone]
     assert [(m.seq, m.copy) for m in rest] == [(m.seq, m.copy) for n, m in enumerate(messages) if n != gone]
-    assert [m.headers[BATCH] for m in rest] == [f"{found[0].seq};{n}" for n in range(len(rest))]
+    assert [m.fields[BATCH] for m in rest] == [f"{found[0].seq};{n}" for n in range(len(rest))]
 
 
 def test_the_canary_is_outside_of_every_subscription() -> None:

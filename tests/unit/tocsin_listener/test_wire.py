@@ -11,7 +11,7 @@ from tocsin_listener.message import Message
 
 
 def message(subject: str = "pg.shop.change.public.t.insert", body: bytes = b"{}") -> Message:
-    return Message(7, False, subject, body, {"Nats-Msg-Id": "e-i-7", "Tocsin-Batch": "7;0"}, 0.0, 0.0)
+    return Message(7, False, subject, body, "Nats-Msg-Id: e-i-7\r\nTocsin-Batch: 7;0\r\n", 0.0, 0.0)
 
 
 def test_a_frame_is_one_hpub_whose_sizes_count_bytes() -> None:

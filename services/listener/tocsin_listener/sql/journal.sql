@@ -5,7 +5,7 @@
 -- One row for each event, if there are at most $3 of them with at most $4 bytes; else rows whose message is NULL.
 -- $5 incarnation, $6 source token.
 SELECT (SELECT coalesce($2::text::pg_snapshot, pg_current_snapshot()))::text AS intended, seq, subject, old_subject,
-       extract(epoch FROM clock_timestamp() - at)::float8 AS age,
+       date_part('epoch', clock_timestamp() - at) AS age,
        CASE WHEN total <= $3 AND bytes <= $4 THEN convert_to(
            '{"specversion":"1.0","id":"' || $5::text || '-' || seq || '","source":"/pg/' || $6::text || '","type":' || to_json(type)
            || coalesce(',"subject":' || to_json(key), '')
@@ -41,7 +41,7 @@ ORDER BY max(seq) OVER (PARTITION BY xid), xid, coalesce(stmt, seq), seq
 
 -- name: page
 -- The events at $1 (leaves), $2 (xids as text), $3 (seqs), $6 (places in the transaction), in that order. $4 incarnation, $5 source token.
-SELECT j.seq, j.subject, j.old_subject, extract(epoch FROM clock_timestamp() - j.at)::float8 AS age,
+SELECT j.seq, j.subject, j.old_subject, date_part('epoch', clock_timestamp() - j.at) AS age,
        convert_to(
            '{"specversion":"1.0","id":"' || $4::text || '-' || j.seq || '","source":"/pg/' || $5::text || '","type":' || to_json(j.type)
            || coalesce(',"subject":' || to_json(j.key), '')
