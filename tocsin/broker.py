@@ -7,6 +7,7 @@ that subscribe must bound and watch their own queue (`error` in `Link` counts wh
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -21,12 +22,14 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 
 from tocsin import __version__
+from tocsin.direct import DirectClient
 from tocsin.errors import OperatorError, Unavailable
-from tocsin.event import EPOCH_METADATA
+from tocsin.event import EPOCH, EPOCH_METADATA
 from tocsin.nats_login import NatsLogin
 
 API_TIMEOUT: Final = 5.0
 STREAM_NOT_FOUND: Final = 10059
+NO_MESSAGE: Final = 10037
 
 log = structlog.get_logger("tocsin.broker")
 
@@ -35,7 +38,7 @@ log = structlog.get_logger("tocsin.broker")
 class Link:
     """What is known of a connection: `client` is nats-py's; `connected` is set while the server answers."""
 
-    client: Client
+    client: DirectClient
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     reconnects: int = 0
     slow_consumer_errors: int = 0
@@ -97,7 +100,7 @@ async def connecting(servers: list[str], *, name: str, login: NatsLogin | None =
 
 def _prepare(servers: list[str], name: str, login: NatsLogin, pending_bytes: int) -> tuple[Link, Callable[[], Coroutine[Any, Any, None]]]:
     """A link, and what connects it for the first time."""
-    client = Client()
+    client = DirectClient()
     link = Link(client)
     options = login.options_for(client)
     shown = ", ".join(server.rpartition("@")[2] for server in servers)
@@ -195,14 +198,31 @@ async def publish(client: Client, subject: str, body: bytes, headers: dict[str, 
 
 
 async def stream_state(client: Client, name: str) -> StreamState | None:
-    """The stream's state, or None where there is no such stream. Raises Unavailable, JetStreamError."""
+    """The stream's state, or None where there is no such stream. Raises Unavailable, JetStreamError.
+
+    A mirror does not take over its origin's metadata; there the epoch is that of the last event that it has.
+    """
     try:
         answer = await api(client, f"STREAM.INFO.{name}")
     except JetStreamError as error:
         if error.err_code == STREAM_NOT_FOUND:
             return None
         raise
-    return state_of(answer)
+    state = state_of(answer)
+    if state.epoch is None and "mirror" in state.config and state.last_sequence:
+        state = msgspec.structs.replace(state, epoch=await _epoch_of_last(client, name))
+    return state
+
+
+async def _epoch_of_last(client: Client, name: str) -> str | None:
+    try:
+        answer = await api(client, f"STREAM.MSG.GET.{name}", {"last_by_subj": ">"})
+    except JetStreamError as error:
+        if error.err_code == NO_MESSAGE:
+            return None
+        raise
+    headers = base64.b64decode(answer["message"].get("hdrs", "")).decode(errors="replace").split("\r\n")
+    return next((line.partition(":")[2].strip() for line in headers if line.startswith(f"{EPOCH}:")), None)
 
 
 def state_of(answer: Mapping[str, Any]) -> StreamState:

