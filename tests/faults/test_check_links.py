@@ -90,6 +90,37 @@ async def test_a_link_lost_in_the_middle_of_an_audit_proves_nothing_and_comes_ba
 
 
 @pytest.mark.parametrize("side", ["source", "replica"])
+async def test_a_farewell_that_comes_well_before_the_end_of_the_connection_is_survived(side: str, pair: Pair) -> None:
+    """As from a server that shuts down: the next statement meets a connection that is over, though it is still open."""
+    server = pair.source if side == "source" else pair.replica
+    async with TcpProxy(server.port) as proxy, pair.on(server) as connection:
+        proxy.linger = 1.5
+        urls = {"source": pair.source.url(), "replica": pair.replica.url(), side: through(server.url(), server.port, proxy)}
+        checker = Checker(urls["source"], urls["replica"])
+        async with checking(checker):
+            await until(lambda: checker.report().status == "in_sync")
+            ours = await connection.fetchval("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'tocsin check%'")
+            assert ours >= 2
+            await until(lambda: checker.trouble is not None)
+            proxy.linger = 0
+            await until(lambda: checker.trouble is None and checker.report().status == "in_sync")
+
+
+async def test_a_source_that_takes_no_marker_is_told_and_waited_for(pair: Pair) -> None:
+    """Such as one whose disk is full: it answers reads, and nothing can be proven."""
+    async with pair.on(pair.source) as source:
+        checker = Checker(pair.source.url(), pair.replica.url())
+        async with checking(checker):
+            await until(lambda: checker.report().status == "in_sync")
+            await source.execute("""
+                CREATE FUNCTION no_space() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no space left on device' USING ERRCODE = 'disk_full'; END$$;
+                CREATE TRIGGER no_space BEFORE INSERT OR UPDATE ON tocsin_check.marker FOR EACH ROW EXECUTE FUNCTION no_space()""")
+            await until(lambda: checker.trouble is not None and "no space left" in checker.trouble and checker.report().status != "in_sync")
+            await source.execute("DROP FUNCTION no_space CASCADE")
+            await until(lambda: checker.trouble is None and checker.report().status == "in_sync")
+
+
+@pytest.mark.parametrize("side", ["source", "replica"])
 async def test_a_table_dropped_in_the_middle_of_its_audit_is_told_and_the_others_go_on(side: str, pair: Pair) -> None:
     name = f"brief_{side}"
     async with pair.on(pair.source) as source, pair.on(pair.replica) as replica:

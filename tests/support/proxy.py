@@ -12,7 +12,8 @@ class TcpProxy:
     """Listens on `port` of 127.0.0.1 and forwards to the target.
 
     `cut()` resets every connection; `freeze()` drops all bytes and keeps the connections open, as a dead cable does, until
-    `thaw()`; `delay` is in seconds and holds for each chunk in each direction; `refuse` closes new connections at once.
+    `thaw()`; `delay` is in seconds and holds for each chunk in each direction; `refuse` closes new connections at once;
+    `linger` is how many seconds later one end learns that the other has closed.
     """
 
     def __init__(self, target_port: int, target_host: str = "127.0.0.1") -> None:
@@ -22,6 +23,7 @@ class TcpProxy:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.delay = 0.0
+        self.linger = 0.0
         self.refuse = False
         self.accepted = 0
 
@@ -67,6 +69,8 @@ class TcpProxy:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, far_writer))
                 group.create_task(self._pump(far_reader, writer))
+        except asyncio.CancelledError:
+            writer.transport.abort()
         finally:
             self._writers -= pair
 
@@ -78,5 +82,6 @@ class TcpProxy:
                     await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
+        await asyncio.sleep(self.linger)
         with contextlib.suppress(ConnectionError, OSError, RuntimeError):
             writer.close()

@@ -154,7 +154,7 @@ class Checker:
                     await self._session()
 
     def _forever(self) -> Any:
-        return retry.forever(*postgres.TRANSIENT, Unavailable, OperatorError, on_retry=self._on_trouble)
+        return retry.forever(*postgres.TRANSIENT, asyncpg.PostgresError, Unavailable, OperatorError, on_retry=self._on_trouble)
 
     def _on_trouble(self, attempt: int, error: BaseException | None, pause: float) -> None:
         text = str(error) or type(error).__name__

@@ -11,6 +11,7 @@ from typing import Final
 
 import asyncpg
 
+from tocsin import postgres
 from tocsin.sql import load_queries
 
 _SQL: Final = load_queries("tocsin_check", "marker.sql")
@@ -98,6 +99,6 @@ class Fence:
 
     async def forget(self) -> None:
         """Remove the row, and rows that dead checkers left behind."""
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        with contextlib.suppress(asyncpg.PostgresError, *postgres.TRANSIENT):
             async with asyncio.timeout(2):
                 await self._marker.execute(_SQL["forget"], self._key)
