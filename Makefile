@@ -12,7 +12,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 py
 	$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-pairs test-browser check lint format bench bench-capture bench-relay bench-latency bench-fanout bench-connections bench-drift bench-growth soak docs lock clean
+.PHONY: help up setup setup-dev test test-slow test-containers test-matrix test-pairs test-kubernetes test-browser check lint format bench bench-capture bench-relay bench-latency bench-fanout bench-connections bench-drift bench-growth soak docs lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-matrix: setup-dev  ## the core tests on other versions of PostgreSQL, NATS 
 
 test-pairs: setup-dev  ## the checker between PostgreSQL 14 to 18, each as source and as replica (ARGS: which)
 	$(BIN)/python -m tests.support.pairs $(ARGS)
+
+test-kubernetes: setup-dev  ## deploy/kubernetes before a real API server (needs Go and kubectl; ten minutes the first time)
+	$(BIN)/python -m tests.support.control_plane $(ARGS)
 
 test-browser: setup-dev  ## the tests that drive a real Chromium
 	$(PYTEST) -m browser $(ARGS)
