@@ -21,6 +21,10 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p
   AND ($1::text IS NULL OR n.nspname = $1)
 ORDER BY 1, 2
 
+-- name: unlogged_tables
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND ($1::text IS NULL OR n.nspname = $1) ORDER BY 1, 2
+
 -- name: columns
 SELECT a.attname, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull, a.attidentity::text, a.attgenerated::text,
        pg_get_expr(d.adbin, d.adrelid) AS expression,

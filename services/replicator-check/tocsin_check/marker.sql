@@ -4,6 +4,9 @@ CREATE SCHEMA IF NOT EXISTS tocsin_check;
 CREATE TABLE IF NOT EXISTS tocsin_check.marker (k text PRIMARY KEY, n bigint NOT NULL, at timestamptz NOT NULL);
 COMMENT ON TABLE tocsin_check.marker IS 'Tocsin''s checker writes here and waits until the replica shows it; made by tocsin replicate';
 
+-- name: may_read
+SELECT has_schema_privilege($1, 'tocsin_check', 'USAGE') AND has_table_privilege($1, 'tocsin_check.marker', 'SELECT')
+
 -- name: write
 INSERT INTO tocsin_check.marker AS m VALUES ($1, 1, clock_timestamp())
 ON CONFLICT (k) DO UPDATE SET n = m.n + 1, at = clock_timestamp()

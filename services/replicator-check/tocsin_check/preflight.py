@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -13,42 +13,14 @@ import asyncpg
 from tocsin.errors import OperatorError
 from tocsin.postgres import without_password
 from tocsin.sql import load_queries
-from tocsin_check import selection
+from tocsin_check import selection, table_checks
 from tocsin_check.names import TableName, literal, quoted, slot_name
+from tocsin_check.problems import Problems
 from tocsin_check.selection import ALL, Selection
 
 _SQL: Final = load_queries("tocsin_check", "replication.sql")
-_CATALOG: Final = load_queries("tocsin_check", "catalog.sql")
 OLDEST_VERSION: Final = 140000
-_KINDS: Final = {
-    "v": "a view",
-    "m": "a materialized view",
-    "f": "a foreign table",
-    "S": "a sequence",
-    "i": "an index",
-    "I": "an index",
-    "c": "a composite type",
-    "t": "a TOAST table",
-}
-
-
-@dataclass(slots=True)
-class Problems:
-    """Each with its fix; `raise_any` shows all of them at once, so that nobody mends one to meet the next."""
-
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, message: str, fix: str) -> None:
-        self.found.append((message, fix))
-
-    def raise_any(self) -> None:
-        if len(self.found) == 1:
-            raise OperatorError(*self.found[0])
-        if self.found:
-            raise OperatorError(
-                f"{len(self.found)} things stand in the way:\n" + "\n".join(f"  {i}. {message}" for i, (message, _) in enumerate(self.found, 1)),
-                "\n".join(f"{i}. {fix}" for i, (_, fix) in enumerate(self.found, 1)),
-            )
+_ORIGINS_COUNTED_APART: Final = 180000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +33,11 @@ class Plan:
     has_subscription: bool
     same_server: bool
     new: tuple[TableName, ...]
+
+
+def user_of(address: str) -> str | None:
+    """The user in a URL."""
+    return unquote(urlsplit(address).username or "") or None
 
 
 async def identity_of(connection: asyncpg.Connection) -> str:
@@ -92,14 +69,17 @@ async def check(
     slot = await slot_of(replica)
     has_subscription = await replica.fetchrow(_SQL["subscription"], name) is not None
     has_slot = await source.fetchrow(_SQL["slot"], slot) is not None
-    await _source(source, facts, problems, address, needs_slot=not has_slot)
-    _replica(copy_facts, problems, has_subscription=has_subscription)
     published = frozenset(TableName(*row) for row in await source.fetch(_SQL["published"], name))
     subscribed = {TableName(row["nspname"], row["relname"]): row["subname"] for row in await replica.fetch(_SQL["subscribed_by"])}
+    # One slot, sender, worker and origin for the subscription, and another of each for the copy of a table.
+    needed = (not has_slot, not has_subscription, any(table not in subscribed for table in tables))
+    await _source(source, facts, problems, address, needed=needed[0] + needed[2])
+    _replica(copy_facts, problems, has_subscription=has_subscription, needed=needed[1] + needed[2])
+    reader = user_of(address) or facts["user"]
     for table in tables:
-        await _table(source, table, problems)
+        await table_checks.check_source(source, table, reader, selections.get(table, ALL), problems)
         if table not in subscribed:
-            await _copy(source, replica, table, selections.get(table, ALL), problems)
+            await table_checks.check_replica(source, replica, table, selections.get(table, ALL), problems)
         elif subscribed[table] != name:
             problems.add(
                 f"{table} already comes to the replica by the subscription {subscribed[table]}",
@@ -113,7 +93,7 @@ async def check(
     return Plan(slot, published, publication is not None, has_subscription, same_server, tuple(t for t in tables if t not in subscribed))
 
 
-async def _source(source: asyncpg.Connection, facts: Any, problems: Problems, address: str, *, needs_slot: bool) -> None:
+async def _source(source: asyncpg.Connection, facts: Any, problems: Problems, address: str, *, needed: int) -> None:
     if facts["version"] < OLDEST_VERSION:
         problems.add(f"the source is PostgreSQL {facts['version'] // 10000}; 14 or later is needed", "upgrade the source")
     if facts["in_recovery"]:
@@ -123,17 +103,20 @@ async def _source(source: asyncpg.Connection, facts: Any, problems: Problems, ad
             f"wal_level is {facts['wal_level']} on the source; logical replication needs logical",
             "run on the source: ALTER SYSTEM SET wal_level = 'logical'; then restart that server (a reload is not enough)",
         )
-    user = unquote(urlsplit(address).username or "") or facts["user"]
-    if not await source.fetchval(_SQL["may_replicate"], user):
+    user = user_of(address) or facts["user"]
+    may = await source.fetchval(_SQL["may_replicate"], user)
+    if may is None:
+        problems.add(f"the source has no user {user}", f"run on the source: CREATE ROLE {quoted(user)} LOGIN REPLICATION PASSWORD '…'; or correct the address")
+    elif not may:
         problems.add(f"the user {user} may not replicate from the source", f"run on the source as a superuser: ALTER ROLE {quoted(user)} REPLICATION;")
-    if needs_slot and facts["max_slots"] - facts["slots"] < 2:
+    if facts["max_slots"] - facts["slots"] < needed:
         problems.add(
-            f"all but {facts['max_slots'] - facts['slots']} of the source's {facts['max_slots']} replication slots are taken; the copy needs two",
+            f"{facts['slots']} of the source's {facts['max_slots']} replication slots are taken; the copy needs {needed} more",
             f"run on the source: ALTER SYSTEM SET max_replication_slots = {facts['max_slots'] + 10}; and restart it, or drop a slot that nobody uses",
         )
-    if needs_slot and facts["max_senders"] - facts["senders"] < 2:
+    if facts["max_senders"] - facts["senders"] < needed:
         problems.add(
-            f"all but {facts['max_senders'] - facts['senders']} of the source's {facts['max_senders']} WAL senders are busy; the copy needs two",
+            f"{facts['senders']} of the source's {facts['max_senders']} WAL senders are busy; the copy needs {needed} more",
             f"run on the source: ALTER SYSTEM SET max_wal_senders = {facts['max_senders'] + 10}; and restart it",
         )
     if not facts["may_create"]:
@@ -144,7 +127,7 @@ async def _source(source: asyncpg.Connection, facts: Any, problems: Problems, ad
         )
 
 
-def _replica(facts: Any, problems: Problems, *, has_subscription: bool) -> None:
+def _replica(facts: Any, problems: Problems, *, has_subscription: bool, needed: int) -> None:
     if facts["version"] < OLDEST_VERSION:
         problems.add(f"the replica is PostgreSQL {facts['version'] // 10000}; 14 or later is needed", "upgrade the replica")
     if facts["in_recovery"]:
@@ -157,68 +140,22 @@ def _replica(facts: Any, problems: Problems, *, has_subscription: bool) -> None:
             f"the user {facts['user']} may not create a subscription on the replica",
             f"GRANT pg_create_subscription TO {user}; (PostgreSQL 16 and later; before, a superuser)",
         )
-    if not has_subscription and facts["max_workers"] - facts["workers"] < 2:
+    if facts["max_workers"] - facts["workers"] < needed:
         problems.add(
-            f"only {facts['max_workers'] - facts['workers']} of the replica's {facts['max_workers']} logical replication workers are free; the copy needs two",
-            "run on the replica: ALTER SYSTEM SET max_logical_replication_workers = 10; and restart it",
+            f"{facts['workers']} of the replica's {facts['max_workers']} logical replication workers are busy; the copy needs {needed} more",
+            f"run on the replica: ALTER SYSTEM SET max_logical_replication_workers = {facts['max_workers'] + 10}; and restart it",
         )
-
-
-async def _table(source: asyncpg.Connection, table: TableName, problems: Problems) -> None:
-    row = await source.fetchrow(_CATALOG["resolve_table"], *table)
-    if row is None:
-        problems.add(f"the source has no table {table}", "correct the name; `tocsin replicate` without a name takes every table")
-    elif row["relkind"] not in "rp":
-        problems.add(f"{table} is {_KINDS.get(row['relkind'], 'not a table')}, which can't be replicated", "name a table")
-    elif row["relpersistence"] != "p":
+    if facts["max_origins"] - facts["origins"] < needed:
+        setting = "max_active_replication_origins" if facts["version"] >= _ORIGINS_COUNTED_APART else "max_replication_slots"
         problems.add(
-            f"{table} is {'unlogged' if row['relpersistence'] == 'u' else 'temporary'}, so it leaves no trace in the WAL",
-            f"ALTER TABLE {table.sql} SET LOGGED;",
+            f"{facts['origins']} of the replica's {facts['max_origins']} replication origins ({setting}) are in use; the copy needs {needed} more",
+            f"run on the replica: ALTER SYSTEM SET {setting} = {facts['max_origins'] + 10}; and restart it",
         )
-    elif not row["is_ours"]:
+    if facts["max_copies"] < 1:
         problems.add(
-            f"only the owner of {table}, {row['owner']}, may publish it",
-            f"GRANT {quoted(row['owner'])} TO the user in TOCSIN_DATABASE_URL, or run this as {row['owner']}",
+            "max_sync_workers_per_subscription is 0 on the replica, so no table would ever be copied",
+            "run on the replica: ALTER SYSTEM SET max_sync_workers_per_subscription = 2; SELECT pg_reload_conf();",
         )
-    elif not _has_identity(row):
-        problems.add(
-            f"{table} has no primary key, so PostgreSQL can't tell the replica which row an UPDATE or DELETE means (its replica identity is empty, "
-            "and once published the table would refuse both)",
-            f"ALTER TABLE {table.sql} ADD PRIMARY KEY (…); or, slower, ALTER TABLE {table.sql} REPLICA IDENTITY FULL;",
-        )
-
-
-def _has_identity(row: Any) -> bool:
-    identity = row["relreplident"]
-    return bool(identity == "f" or (identity == "d" and row["has_primary_key"]) or (identity == "i" and row["has_identity_index"]))
-
-
-async def _copy(source: asyncpg.Connection, replica: asyncpg.Connection, table: TableName, selected: Selection, problems: Problems) -> None:
-    """A table that the replica already has must take the rows: every column there, and nothing in it."""
-    theirs = await replica.fetchrow(_CATALOG["resolve_table"], *table)
-    ours = await source.fetchrow(_CATALOG["resolve_table"], *table)
-    if theirs is None or ours is None:
-        return
-    if theirs["relkind"] not in "rp":
-        problems.add(f"{table} is {_KINDS.get(theirs['relkind'], 'not a table')} on the replica", "rename it there; a table has to take its place")
-        return
-    there = {row["attname"] for row in await replica.fetch(_CATALOG["columns"], theirs["oid"])}
-    columns = [row["attname"] for row in await source.fetch(_CATALOG["columns"], ours["oid"]) if not row["attgenerated"]]
-    wanted = [name for name in columns if selected.columns is None or name in selected.columns]
-    missing = [name for name in wanted if name not in there]
-    required = [row["attname"] for row in await replica.fetch(_SQL["required_columns"], theirs["oid"]) if row["attname"] not in wanted]
-    if required:
-        problems.add(
-            f"{table} on the replica demands a value for {', '.join(required)}, which is not replicated",
-            f"ALTER TABLE {table.sql} ALTER COLUMN {quoted(required[0])} DROP NOT NULL; on the replica, or give it a default",
-        )
-    if missing:
-        problems.add(
-            f"{table} on the replica lacks {', '.join(missing)}",
-            f"ALTER TABLE {table.sql} ADD COLUMN … on the replica, or drop the table there to have it copied",
-        )
-    elif await replica.fetchval(f"SELECT EXISTS (SELECT FROM {table.sql})"):
-        problems.add(f"{table} on the replica already has rows, which the initial copy would meet", f"run on the replica: TRUNCATE {table.sql};")
 
 
 async def _reachable(replica: asyncpg.Connection, address: str, name: str) -> None:

@@ -44,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Replicated:
-    """What is replicated now, what was added by this run, what the replica's schema could not take over."""
+    """What is replicated now, what was added by this run, what was left out and why: parts of the schema, unlogged tables."""
 
     tables: tuple[str, ...]
     added: tuple[str, ...]
@@ -105,6 +105,9 @@ async def _replicate(
     report(Progress("schema", tables=len(tables)))
     for connection in (source, replica):
         await connection.execute(_MARKER["create"])
+    reader = preflight.user_of(address)
+    if reader is not None and not await source.fetchval(_MARKER["may_read"], reader):
+        await source.execute(f"GRANT USAGE ON SCHEMA tocsin_check TO {quoted(reader)}; GRANT SELECT ON tocsin_check.marker TO {quoted(reader)}")
     await replica.execute(_HISTORY["create"])
     listed = await selection.published_columns(source, NAME) | {table: chosen.columns for table, chosen in selections.items() if chosen.columns is not None}
     copied = await schema_copy.copy_tables(source, replica, tables, listed)
@@ -123,7 +126,14 @@ async def _replicate(
         )
     await _until_copied(source, replica, report)
     report(Progress("done", tables_done=len(tables), tables=len(tables)))
-    return Replicated(tuple(map(str, tables)), tuple(map(str, plan.new)), tuple(copied.left_out), plan.slot)
+    unlogged = [f"{table}: it is unlogged, so its changes leave no trace" for table in await _unlogged(source, wanted)]
+    return Replicated(tuple(map(str, tables)), tuple(map(str, plan.new)), (*copied.left_out, *unlogged), plan.slot)
+
+
+async def _unlogged(source: asyncpg.Connection, wanted: Sequence[str]) -> list[TableName]:
+    """What is no part of "every table" though people may think so."""
+    schemas = [text[:-2] for text in wanted if text.endswith(".*")] if wanted else [None]
+    return [TableName(*row) for schema in schemas for row in await source.fetch(_CATALOG["unlogged_tables"], schema)]
 
 
 async def resolve(source: asyncpg.Connection, wanted: Sequence[str]) -> list[TableName]:

@@ -17,9 +17,20 @@ FROM pg_roles r WHERE r.rolname = $1
 SELECT current_setting('server_version_num')::int AS version, current_user::text AS "user", current_database()::text AS database, pg_is_in_recovery() AS in_recovery,
        current_setting('max_logical_replication_workers')::int AS max_workers,
        (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL)::int AS workers,
+       coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int AS max_origins,
+       (SELECT count(*) FROM pg_replication_origin)::int AS origins, current_setting('max_sync_workers_per_subscription')::int AS max_copies,
        has_database_privilege(current_database(), 'CREATE') AS may_create,
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
        OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname IN ('pg_create_subscription', 'rds_superuser', 'cloudsqlsuperuser', 'azure_pg_admin') AND pg_has_role(m.oid, 'MEMBER')) AS may_subscribe
+
+-- name: may_copy
+-- Which of the columns $2 of the table $1 the role $3 may not read, whether it may not enter the schema, and whether row security hides rows from it.
+SELECT ARRAY(SELECT a.attname::text FROM pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND ($2::text[] IS NULL OR a.attname = ANY ($2))
+               AND NOT has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT') ORDER BY a.attnum) AS hidden,
+       has_schema_privilege(r.oid, c.relnamespace, 'USAGE') AS may_enter,
+       c.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls AND (c.relforcerowsecurity OR NOT pg_has_role(r.oid, c.relowner, 'USAGE')) AS filtered
+FROM pg_class c, pg_roles r WHERE c.oid = $1::oid AND r.rolname = $3
 
 -- name: system_identifier
 SELECT system_identifier::text FROM pg_control_system()
@@ -64,7 +75,8 @@ WHERE p.pubname = $1 AND r.prattrs IS NOT NULL
 -- name: selection_facts
 -- Of a table in the publication $1: which columns its row filter reads, which its replica identity has (every one where it is full),
 -- and whether the publication $2 has it with the same filter and columns.
-SELECT ARRAY(SELECT a.attname::text FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+SELECT (SELECT count(*) FROM pg_publication_rel WHERE prpubid = p.oid) AS tables,
+       ARRAY(SELECT a.attname::text FROM pg_depend d JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
              WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid AND d.refobjid = r.prrelid AND d.refobjsubid > 0
                AND pg_get_expr(r.prqual, r.prrelid) ~ ('\m' || regexp_replace(a.attname, '\W', '.', 'g') || '\M')) AS filtered_by,
        ARRAY(SELECT a.attname::text FROM pg_attribute a

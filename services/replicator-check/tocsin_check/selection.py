@@ -12,7 +12,7 @@ from tocsin.sql import load_queries
 from tocsin_check.names import TableName, quoted
 
 if TYPE_CHECKING:
-    from tocsin_check.preflight import Problems
+    from tocsin_check.problems import Problems
 
 _SQL: Final = load_queries("tocsin_check", "replication.sql")
 FILTERS_SINCE: Final = 15
@@ -60,13 +60,14 @@ async def check(
 
 async def _check_one(source: asyncpg.Connection, table: TableName, selection: Selection, published: bool, publication: str, problems: Problems) -> None:
     """By a publication that is rolled back: PostgreSQL itself parses the condition, and records the columns that it reads."""
+    if await source.fetchval("SELECT to_regclass($1)", table.sql) is None:
+        return  # said by whoever looks at the tables
     transaction = source.transaction()
     await transaction.start()
     try:
-        await source.execute(f"CREATE PUBLICATION {_PROBE} FOR TABLE {selection.sql(table)}")
+        # Prepared, so that it is one statement and no more.
+        await source.fetch(f"CREATE PUBLICATION {_PROBE} FOR TABLE {selection.sql(table)}")
         row = await source.fetchrow(_SQL["selection_facts"], _PROBE, publication, *table)
-    except asyncpg.UndefinedTableError:
-        return  # said by whoever looks at the tables
     except asyncpg.PostgresError as error:
         what = "--where " + repr(selection.where) if selection.where is not None else "--columns " + ",".join(selection.columns or ())
         problems.add(
@@ -77,6 +78,8 @@ async def _check_one(source: asyncpg.Connection, table: TableName, selection: Se
         await transaction.rollback()
     if row is None:
         return
+    if row["tables"] > 1:
+        problems.add(f"{table}: --where {selection.where!r} names more than one table", "give a condition on the table's own columns")
     if published and not row["unchanged"]:
         problems.add(
             f"{table} is replicated already, with other rows or columns than asked for now",

@@ -66,10 +66,10 @@ async def _some(source: asyncpg.Connection, replica: asyncpg.Connection, wanted:
         known = ", ".join(sorted(map(str, published))) or "none"
         raise OperatorError(f"{', '.join(unknown)} is not replicated by Tocsin; there are: {known}", "name those, or none to drop all of it")
     await source.execute(f"ALTER PUBLICATION {quoted(NAME)} DROP TABLE {', '.join(table.sql for table in tables)}")
-    dropped.done += [f"{table} is not published any more" for table in tables]
+    dropped.done += [f"{table} from the publication {NAME}" for table in tables]
     if await replica.fetchrow(_SQL["subscription"], NAME) is not None:
         await replica.execute(f"ALTER SUBSCRIPTION {quoted(NAME)} REFRESH PUBLICATION")
-        dropped.done.append(f"the subscription {NAME} has forgotten {'it' if len(tables) == 1 else 'them'}")
+        dropped.done += [f"{table} from the subscription {NAME}; its rows stay" for table in tables if not with_data]
     if with_data:
         await _drop_tables(replica, tables, dropped)
 

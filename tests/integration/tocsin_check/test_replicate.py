@@ -15,6 +15,7 @@ from tocsin.errors import OperatorError
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
 from tocsin_check.replicate import Progress, Replicated, replicate
+from tocsin_check.unreplicate import unreplicate
 
 Replicate = Callable[..., Awaitable[Replicated]]
 
@@ -110,13 +111,17 @@ async def test_everything_in_the_way_is_said_at_once_and_nothing_is_changed(run:
     await source.execute("""
         CREATE TABLE ok (id int PRIMARY KEY); CREATE TABLE keyless (id int); CREATE VIEW looked AS SELECT 1; CREATE UNLOGGED TABLE fast (id int PRIMARY KEY);
         CREATE TABLE full_row (id int); ALTER TABLE full_row REPLICA IDENTITY FULL;
-        CREATE TABLE taken (id int PRIMARY KEY, a int); CREATE TABLE narrow (id int PRIMARY KEY, a int)
+        CREATE TABLE taken (id int PRIMARY KEY, a int); CREATE TABLE narrow (id int PRIMARY KEY, a int);
+        CREATE TABLE typed (id int PRIMARY KEY, w varchar(9), n numeric, same_w varchar(5), same_n smallint, same_t timestamp(3), same_i interval);
     """)
+    await replica.execute("CREATE TABLE typed (id bigint PRIMARY KEY, w varchar(5), n int, same_w varchar(9), same_n numeric, same_t timestamp, same_i text)")
     await replica.execute("CREATE TABLE taken (id int PRIMARY KEY, a int); INSERT INTO taken VALUES (1); CREATE TABLE narrow (id int PRIMARY KEY)")
     with pytest.raises(OperatorError) as raised:
-        await run("ok", "keyless", "looked", "fast", "full_row", "nowhere", "taken", "narrow")
+        await run("ok", "keyless", "looked", "fast", "full_row", "nowhere", "taken", "narrow", "typed")
     message = str(raised.value)
     for part in (
+        "typed.w is character varying(9) on the source and character varying(5) on the replica",
+        "typed.n is numeric on the source and integer on the replica",
         "keyless has no primary key",
         "looked is a view",
         "fast is unlogged",
@@ -127,8 +132,55 @@ async def test_everything_in_the_way_is_said_at_once_and_nothing_is_changed(run:
         assert part in message, message
     assert "REPLICA IDENTITY FULL" in raised.value.fix
     assert "full_row" not in message
+    assert "typed.same" not in message
     assert await source.fetchval("SELECT count(*) FROM pg_publication") == 0
     assert await replica.fetchval("SELECT to_regclass('ok')") is None
+
+
+async def test_the_user_that_reads_the_rows_must_be_able_to(
+    replica_url: str, source_url: str, source: asyncpg.Connection, source_server: servers.Server, replica: asyncpg.Connection
+) -> None:
+    """A copy as a user whom row security hides rows from would be complete and wrong."""
+    name = f"reader_{source_url.rpartition('/')[2]}"
+    own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0]).replace("postgres@", f"{name}@")
+    await source.execute(f"""
+        CREATE ROLE {name} LOGIN REPLICATION; CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY);
+        CREATE TABLE part (id int PRIMARY KEY, hidden int);
+        CREATE TABLE secured (id int PRIMARY KEY); ALTER TABLE secured ENABLE ROW LEVEL SECURITY; INSERT INTO secured VALUES (1);
+        GRANT SELECT (id) ON part TO {name}; GRANT SELECT ON secured, closed.t TO {name}""")
+    urls = {"source_url": source_url, "replica_url": replica_url, "source_url_from_replica": own}
+    try:
+        with pytest.raises(OperatorError) as raised:
+            await replicate(**urls)  # type: ignore[arg-type]
+        message = str(raised.value)
+        for part in (
+            f"{name} may not use the schema closed of closed.t",
+            f"{name} may not read hidden of public.part",
+            "row security on public.secured hides rows",
+        ):
+            assert part in message, message
+        assert len(raised.value.fix.splitlines()) == 3
+        await source.execute(f"GRANT USAGE ON SCHEMA closed TO {name}; GRANT SELECT ON part TO {name}; ALTER ROLE {name} BYPASSRLS")
+        await replicate(**urls, patience=60)  # type: ignore[arg-type]
+        assert await replica.fetchval("SELECT count(*) FROM secured") == 1
+    finally:
+        await unreplicate(source_url=source_url, replica_url=replica_url)
+        await source.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+async def test_a_row_filter_is_one_condition_on_one_table(source_url: str, replica_url: str, source: asyncpg.Connection) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
+    for where in ("id < 5); COMMIT; DROP TABLE other; --", "id < 5), TABLE other WHERE (true", "id < 5 --", "id <"):
+        with pytest.raises(OperatorError, match="--where"):
+            await replicate(source_url=source_url, replica_url=replica_url, tables=["t"], where=where)
+    assert await source.fetchval("SELECT to_regclass('other')") == "other"
+    assert await source.fetchval("SELECT count(*) FROM pg_publication") == 0
+
+
+async def test_every_table_leaves_out_the_unlogged_ones_and_says_so(run: Replicate, source: asyncpg.Connection) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE UNLOGGED TABLE fast (id int PRIMARY KEY)")
+    done = await run()
+    assert (done.tables, done.left_out) == (("public.t",), ("public.fast: it is unlogged, so its changes leave no trace",))
 
 
 async def test_the_replica_that_cannot_reach_the_source_is_found_before_anything_is_made(source_url: str, replica_url: str, source: asyncpg.Connection) -> None:
@@ -165,6 +217,6 @@ async def test_wal_level_slots_and_rights_are_named_with_their_fix(replica_url: 
             await server.stop()
     assert "wal_level is replica" in str(raised.value)
     assert "weak may not replicate" in str(raised.value)
-    assert "replication slots are taken" in str(raised.value)
+    assert "0 of the source's 1 replication slots are taken; the copy needs 2 more" in str(raised.value)
     assert "ALTER SYSTEM SET wal_level = 'logical'; then restart" in raised.value.fix
     assert 'ALTER ROLE "weak" REPLICATION;' in raised.value.fix
