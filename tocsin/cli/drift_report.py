@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from tocsin_check.repair import Repair
 from tocsin_check.report import Report, Status
@@ -37,11 +37,13 @@ def show(report: Report, shown: Values, *, as_json: bool, repairs: Repairs | Non
         sys.stdout.write(json.dumps(_document(report, shown, repairs), indent=2, ensure_ascii=False) + "\n")
         return
     console = Console(highlight=False, stderr=aside)
-    grid = Table("table", "status", "rows", "missing", "extra", "different", "verified up to", "reason", box=None, header_style="dim")
+    whole = [Column(name, no_wrap=True, overflow="fold") for name in ("table", "status", "rows", "missing", "extra", "different")]
+    why = ["reason"] if any(t.reason for t in report.tables) else []
+    grid = Table(*whole, Column("verified up to", min_width=10), *why, box=None, header_style="dim")
     for t in report.tables:
         counts = (f"{n:,}" if n else "" for n in (t.missing, t.extra, t.different))
         rows = f"{t.rows:,}" if t.rows is not None else ""
-        grid.add_row(escape(t.table), f"[{COLOURS[t.status]}]{t.status}[/]", rows, *counts, t.verified_lsn or "", escape(t.reason or ""))
+        grid.add_row(escape(t.table), f"[{COLOURS[t.status]}]{t.status}[/]", rows, *counts, t.verified_lsn or "", *[escape(t.reason or "") for _ in why])
     console.print(grid)
     for t in report.tables:
         for row in t.sample:

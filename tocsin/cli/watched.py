@@ -19,10 +19,10 @@ def command(
     Example: `tocsin watched --json`
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    from tocsin_listener.watch import watched
+    from tocsin_listener.watch import OPS, watched
 
     entries = with_source(database_url, watched)
     if as_json:
@@ -32,8 +32,20 @@ def command(
     if not entries:
         console.print("no table is watched yet: [bold]tocsin watch TABLE[/]")
         return
-    table = Table("table", "subject", "ops", "columns", "route", "old", "when", "numbers", "key")
-    for e in entries:
-        cells = (e.relation, e.subject, " ".join(e.ops), " ".join(e.columns or ["all"]), " ".join(e.route) or "-", e.old, e.when or "-")
-        table.add_row(*map(Text, cells), "exact" if e.exact_numbers else "JSON", Text(" ".join(e.key)) if e.key else Text("none", style="yellow"))
+    table = Table(*(Column(name, no_wrap=True, overflow="fold") for name in ("table", "subject")), box=None, header_style="dim")
+    said = {
+        "ops": ["all" if set(e.ops) == set(OPS) else " ".join(e.ops) for e in entries],
+        "columns": [" ".join(e.columns or ["all"]) for e in entries],
+        "route": [" ".join(e.route) or "-" for e in entries],
+        "old": [e.old for e in entries],
+        "when": [e.when or "-" for e in entries],
+        "numbers": ["exact" if e.exact_numbers else "JSON" for e in entries],
+        "key": [" ".join(e.key) or "none" for e in entries],
+    }
+    usual = {"columns": {"all"}, "route": {"-"}, "when": {"-"}, "numbers": {"JSON"}}
+    shown = {name: cells for name, cells in said.items() if set(cells) != usual.get(name)}
+    for name in shown:
+        table.add_column(name, overflow="fold")
+    for number, e in enumerate(entries):
+        table.add_row(Text(e.relation), Text(e.subject), *(Text(cells[number]) for cells in shown.values()))
     console.print(table)

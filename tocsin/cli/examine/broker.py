@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-import nats.errors
 from nats.aio.client import Client
 
 from tocsin.broker import JetStreamError, api, stream_state
 from tocsin.cli.examine import durability
 from tocsin.cli.examine.finding import Finding, bad, good
+from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
 from tocsin.errors import TocsinError, Unavailable
 from tocsin.settings import Settings
 from tocsin.subject import stream_subjects
@@ -21,35 +22,15 @@ OLDEST: Final = (2, 12)
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    client = Client()
     shown = ", ".join(server.rpartition("@")[2] for server in settings.nats_servers)
-    said: list[Exception] = []
-
-    async def remember(error: Exception) -> None:
-        said.append(error)
-
-    try:
-        await client.connect(
-            settings.nats_servers,
-            name="tocsin doctor",
-            allow_reconnect=False,
-            max_reconnect_attempts=1,
-            connect_timeout=3,
-            error_cb=remember,
-            **settings.nats_login.options_for(client),
-        )
-    except (OSError, ValueError, TimeoutError, nats.errors.Error) as error:
-        yield bad(
-            PART,
-            f"{shown} does not answer: {said[0] if said else error or type(error).__name__}",
-            "start NATS with JetStream (nats-server -js), or correct TOCSIN_NATS_URL",
-        )
-        return
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(nats_session(settings, "tocsin doctor"))
+        except UNREACHABLE as error:
+            yield bad(PART, f"{shown} does not answer: {error}", "start NATS with JetStream (nats-server -js), or correct TOCSIN_NATS_URL")
+            return
         async for finding in _server(client, settings, shown):
             yield finding
-    finally:
-        await client.close()
 
 
 async def _server(client: Client, settings: Settings, shown: str) -> AsyncIterator[Finding]:

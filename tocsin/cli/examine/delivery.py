@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import asyncpg
-import nats.errors
 from nats.aio.client import Client
 
 from tocsin import postgres
 from tocsin.broker import JetStreamError, api, stream_state
 from tocsin.cli.examine.finding import Finding, bad, good
+from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.settings import Settings
 
@@ -29,21 +29,12 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Nothing where either of the two can't be asked: their own findings say why. `settings` names both."""
     if settings.database_url is None:
         return
-    with contextlib.suppress(OperatorError, Unavailable, JetStreamError, OSError, ValueError, TimeoutError, nats.errors.Error, asyncpg.PostgresError):
+    with contextlib.suppress(OperatorError, Unavailable, JetStreamError, *UNREACHABLE, asyncpg.PostgresError):
         async with contextlib.AsyncExitStack() as stack:
             connection = await stack.enter_async_context(
                 postgres.connection(settings.database_url, setting="TOCSIN_DATABASE_URL", application="tocsin doctor delivery")
             )
-            client = Client()
-            await client.connect(
-                settings.nats_servers,
-                name="tocsin doctor",
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                connect_timeout=3,
-                **settings.nats_login.options_for(client),
-            )
-            stack.push_async_callback(client.close)
+            client = await stack.enter_async_context(nats_session(settings, "tocsin doctor"))
             async for finding in _clocks(connection, client, settings):
                 yield finding
             async for finding in _ownership(connection, client, settings):

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import msgspec
-import nats.errors
-from nats.aio.client import Client
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from tocsin.broker import JetStreamError, api
 from tocsin.cli.examine.finding import Finding, bad, good
+from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
 from tocsin.cli.examine.way import Reached
 from tocsin.errors import Unavailable
 from tocsin.event import EPOCH, MSG_ID
@@ -27,15 +26,9 @@ PATIENCE: Final = 5.0
 async def stream(what: str, settings: Settings, identity: Mapping[str, Any], reached: Reached) -> AsyncIterator[Finding]:
     """The event's place in the stream, as the position that a client would resume from."""
     subject = f"{identity['prefix']}.{identity['source']}.{reached.subject}"
-    client = Client()
     try:
-        options = settings.nats_login.options_for(client)
-        await client.connect(settings.nats_servers, name="tocsin why", allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=3, **options)
-    except (OSError, ValueError, TimeoutError, nats.errors.Error) as error:
-        yield bad(what, f"NATS does not answer: {error or type(error).__name__}", "correct TOCSIN_NATS_URL, or start it; tocsin doctor says more")
-        return
-    try:
-        answer = (await api(client, f"STREAM.MSG.GET.{identity['stream']}", {"last_by_subj": subject}))["message"]
+        async with nats_session(settings, "tocsin why") as client:
+            answer = (await api(client, f"STREAM.MSG.GET.{identity['stream']}", {"last_by_subj": subject}))["message"]
     except JetStreamError as error:
         if error.code != NO_MESSAGE:
             yield bad(what, f"the stream {identity['stream']} does not answer: {error}", "tocsin doctor")
@@ -49,8 +42,9 @@ async def stream(what: str, settings: Settings, identity: Mapping[str, Any], rea
     except Unavailable as error:
         yield bad(what, str(error), "tocsin doctor")
         return
-    finally:
-        await client.close()
+    except UNREACHABLE as error:
+        yield bad(what, f"NATS does not answer: {error}", "correct TOCSIN_NATS_URL, or start it; tocsin doctor says more")
+        return
     lines = base64.b64decode(answer.get("hdrs", "")).decode(errors="replace").split("\r\n")
     headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     position = f"{headers.get(EPOCH)}-{answer['seq']}"

@@ -1,0 +1,35 @@
+"""NATS as an examination asks it: one try, and no coming back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from tocsin.settings import Settings
+
+UNREACHABLE: Final = (OSError, ValueError, TimeoutError, nats.errors.Error)
+"""What `nats_session` raises at its beginning, where nothing answers or nobody is let in."""
+
+
+@contextlib.asynccontextmanager
+async def nats_session(settings: Settings, name: str) -> AsyncIterator[Client]:
+    """A client that is closed at the end. Raises UNREACHABLE; with the reason that the server gave, where it gave one."""
+    client = Client()
+    said: list[Exception] = []
+
+    async def remember(error: Exception) -> None:
+        said.append(error)
+
+    options = settings.nats_login.options_for(client)
+    try:
+        await client.connect(settings.nats_servers, name=name, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=3, error_cb=remember, **options)
+    except UNREACHABLE as error:
+        raise ConnectionError(str(said[0] if said else error) or type(error).__name__) from error
+    try:
+        yield client
+    finally:
+        await client.close()
