@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 
 from tocsin import __version__
+from tocsin.direct import DirectClient
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.event import EPOCH, EPOCH_METADATA
 from tocsin.nats_login import NatsLogin
@@ -37,7 +38,7 @@ log = structlog.get_logger("tocsin.broker")
 class Link:
     """What is known of a connection: `client` is nats-py's; `connected` is set while the server answers."""
 
-    client: Client
+    client: DirectClient
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     reconnects: int = 0
     slow_consumer_errors: int = 0
@@ -99,7 +100,7 @@ async def connecting(servers: list[str], *, name: str, login: NatsLogin | None =
 
 def _prepare(servers: list[str], name: str, login: NatsLogin, pending_bytes: int) -> tuple[Link, Callable[[], Coroutine[Any, Any, None]]]:
     """A link, and what connects it for the first time."""
-    client = Client()
+    client = DirectClient()
     link = Link(client)
     options = login.options_for(client)
     shown = ", ".join(server.rpartition("@")[2] for server in servers)

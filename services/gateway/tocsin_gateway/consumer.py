@@ -14,11 +14,10 @@ from typing import Any, Final
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tocsin import broker
+from tocsin.direct import DirectClient, fields, status
 from tocsin.errors import Unavailable
 from tocsin.event import COPY, EPOCH, MSG_ID
 from tocsin.subject import Pattern
@@ -26,6 +25,8 @@ from tocsin.tracing import TRACEPARENT
 from tocsin_gateway.frames import StreamEvent
 
 _SECOND: Final = 1_000_000_000
+_DELIVERED: Final = b"$JS.ACK."
+_EPOCH, _MSG_ID, _COPY, _TRACEPARENT = EPOCH.encode(), MSG_ID.encode(), COPY.encode(), TRACEPARENT.encode()
 IDLE_SECONDS: Final = 10
 
 Deliver = Callable[[StreamEvent, int], None]
@@ -46,7 +47,7 @@ class Consumer:
     `sequence` is the stream sequence before the first message, and then that of the last message delivered.
     """
 
-    def __init__(self, client: Client, stream: str, filters: tuple[Pattern, ...], deliver: Deliver) -> None:
+    def __init__(self, client: DirectClient, stream: str, filters: tuple[Pattern, ...], deliver: Deliver) -> None:
         self._client = client
         self._stream = stream
         self._filters = filters
@@ -87,7 +88,7 @@ class Consumer:
         try:
             answer = await broker.api(self._client, f"CONSUMER.CREATE.{self._stream}.{self._name}", request)
             self.sequence = answer["delivered"]["stream_seq"]
-            self._subscription = await self._client.subscribe(self._inbox, cb=self._on_message)
+            self._subscription = await self._client.listen(self._inbox, self._on_message)
         except nats.errors.Error as error:
             raise Unavailable(f"NATS does not take a subscription: {error}") from error
         except BaseException:
@@ -100,7 +101,7 @@ class Consumer:
         self.lost = self.lost or ConsumerLost("closed")
         with contextlib.suppress(nats.errors.Error, Unavailable, broker.JetStreamError):
             if self._subscription is not None:
-                await self._subscription.unsubscribe()
+                await self._client.forget(self._subscription)
             await self._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", b"")
 
     async def pull(self, batch: int, max_bytes: int, *, wait: float | None = None, heartbeat: float | None = None) -> None:
@@ -128,23 +129,23 @@ class Consumer:
         """The consumer sequence of the last message delivered to us; 0 before the first."""
         return self._next - 1
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, subject: bytes, reply: bytes, body: bytes, headers: bytes) -> None:
         if self.lost is not None:
             return
         self._heard_at = time.monotonic()
         try:
-            if message.subject == self._inbox:
-                self._on_status_message(message)
+            if reply.startswith(_DELIVERED):
+                self._on_event(subject, reply, body, headers)
             else:
-                self._on_event(message)
-        except Exception as error:  # noqa: BLE001  # nats-py would swallow it; the owner must see it
+                self._on_status_message(headers)
+        except Exception as error:  # noqa: BLE001  # nobody above would see it but the connection itself
             self.lost = error
             self._tell("lost")
 
-    def _on_event(self, message: Msg) -> None:
-        parts = message.reply.split(".")
-        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>, with domain and account before
-        # the stream in the second form of it.
+    def _on_event(self, subject: bytes, reply: bytes, body: bytes, headers: bytes) -> None:
+        # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>, with domain and account before the stream and
+        # a token at the end in the second form of it.
+        parts = reply.split(b".")
         offset = 0 if len(parts) == 9 else 2
         sequence, number, pending = int(parts[5 + offset]), int(parts[6 + offset]), int(parts[8 + offset])
         if number != self._next:
@@ -152,29 +153,28 @@ class Consumer:
         self._next = number + 1
         self.sequence = sequence
         self.outstanding -= 1
-        headers = message.headers or {}
-        epoch = headers.get(EPOCH)
+        told = fields(headers)
+        epoch = told.get(_EPOCH)
         if epoch is None:
             # Somebody other than the listener wrote into the stream; its bytes need not even be JSON.
             self.foreign += 1
         else:
-            event = StreamEvent(epoch, sequence, message.subject, message.data, headers.get(MSG_ID, ""), copy=COPY in headers)
-            if self.on_traced is not None and (traced := headers.get(TRACEPARENT)) is not None:
-                self.on_traced(traced, event, partial(self._deliver, event, pending))
+            event = StreamEvent(epoch.decode(), sequence, subject.decode(), body, told.get(_MSG_ID, b"").decode(), copy=_COPY in told)
+            if self.on_traced is not None and (traced := told.get(_TRACEPARENT)) is not None:
+                self.on_traced(traced.decode(), event, partial(self._deliver, event, pending))
             else:
                 self._deliver(event, pending)
         self._tell("event")
 
-    def _on_status_message(self, message: Msg) -> None:
-        headers = message.headers or {}
-        status = headers.get("Status", "")
-        if status == "100":
+    def _on_status_message(self, headers: bytes) -> None:
+        code, description = status(headers)
+        if code == "100":
             return
-        if status not in ("404", "408", "409"):
-            raise ConsumerLost(f"JetStream answered {status} {headers.get('Description', '')}")
-        if status == "409" and "Deleted" in headers.get("Description", ""):
+        if code not in ("404", "408", "409"):
+            raise ConsumerLost(f"JetStream answered {code} {description}")
+        if code == "409" and "Deleted" in description:
             raise ConsumerLost("the consumer was deleted")
-        left = headers.get("Nats-Pending-Messages")
+        left = fields(headers).get(b"Nats-Pending-Messages")
         self.outstanding = max(0, self.outstanding - int(left)) if left is not None else 0
         self._tell("status")
 
