@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
+import asyncpg
 import typer
-from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tocsin import postgres
 from tocsin.cli.drift_repair import Mending
 from tocsin.cli.drift_report import COLOURS, Repairs, Values, show, show_repairs
-from tocsin.errors import OperatorError
+from tocsin.cli.drift_state import KEPT, State, check_writable
+from tocsin.errors import OperatorError, Unavailable
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
 from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
 from tocsin_check.pace import Pace
-from tocsin_check.report import EXIT_CODES, Report, TableReport
+from tocsin_check.report import EXIT_CODES, Report
 from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 from tocsin_check.values import values
 
 _AGAIN_AFTER: Final = 5.0
 _INTERRUPTED: Final = 130
-_KEPT: Final = timedelta(days=1)
 
 
 def command(
@@ -43,7 +43,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, as GET /drift has it.")] = False,
     show_values: Annotated[bool, typer.Option("--show-values", help="Show what the columns that differ hold on both sides; hidden otherwise.")] = False,
     state: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Note here each table that is done, and leave those out that were within a day: to go on after Ctrl-C.")
+        Path | None, typer.Option(metavar="FILE", help="Note here how far the run is: within a day the same command goes on from there after Ctrl-C.")
     ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Equal means bit for bit: 1.0 and 1.00, or 0 and -0, differ. Otherwise it means what SQL calls equal.")
@@ -74,6 +74,8 @@ def command(
         raise OperatorError("--apply and --output go with --repair only", "tocsin drift --repair --apply", exit_code=2)
     if repair and (not once or (apply and output)):
         raise OperatorError("--repair is done once, either with --apply or as SQL", "tocsin drift --repair --output repair.sql", exit_code=2)
+    if output is not None:
+        check_writable(output, "--output")
     settings = load_settings(database_url=database_url, replica_url=replica_url)
     configure_logging("warning", settings.log_format)
     mending = Mending(settings.require_replica_url(), apply=apply, output=output, to_stdout=not as_json) if repair else None
@@ -83,17 +85,14 @@ def command(
         report = asyncio.run(run.run(once=once))
     except OperatorError as error:
         raise OperatorError(str(error), error.fix, exit_code=2) from error
+    except (Unavailable, *postgres.TRANSIENT, asyncpg.PostgresError) as error:
+        run.show_interrupted()
+        text = str(error) if isinstance(error, Unavailable) else f"a server was lost: {error or type(error).__name__}"
+        raise OperatorError(text, "run it again when both servers answer", exit_code=2) from error
     except KeyboardInterrupt:
         run.show_interrupted()
         raise typer.Exit(_INTERRUPTED) from None
     raise typer.Exit(EXIT_CODES[report.status])
-
-
-class Done(BaseModel):
-    """The state file: what was audited, of which pair of databases."""
-
-    pair: list[str]
-    tables: dict[str, TableReport] = {}
 
 
 class RowsPerSecond(ProgressColumn):
@@ -121,17 +120,18 @@ class _Run:
         self._names = names
         self._as_json = as_json
         self._show_values = show_values
-        self._state = state
+        self._path = state
+        self._state = State(state, exact=exact)
         # One run may take hours, and what it proved first is still the result of this run.
-        self._checker = Checker(*self._urls, pace=pace, publishing=False, every=_KEPT, exact=exact)
+        self._checker = Checker(*self._urls, pace=pace, publishing=False, every=KEPT, exact=exact)
         self._mending = mending
         self._repairs: Repairs = {}
-        self._done = Done(pair=[])
         self._left: list[str] = []
 
     async def run(self, *, once: bool) -> Report:
+        self._state.check()
         async with open_sides(*self._urls) as sides:
-            self._done = await self._restored(sides)
+            await self._state.restore(sides)
             while True:
                 shown = await self._pass(sides)
                 report = self._checker.report()
@@ -140,9 +140,7 @@ class _Run:
                     show_repairs(self._repairs, applied=self._mending.applies)
                 aside = self._mending is not None and self._mending.prints
                 show(report, shown, as_json=self._as_json, repairs=self._repairs if self._mending is not None else None, aside=aside)
-                if self._state is not None:
-                    self._state.unlink(missing_ok=True)
-                    self._done.tables.clear()
+                self._state.clear()
                 if once:
                     return report
                 await asyncio.sleep(_AGAIN_AFTER)
@@ -169,15 +167,14 @@ class _Run:
         try:
             for table in tables:
                 name = str(table.name)
-                if name in self._done.tables:
-                    self._take_over(name)
-                else:
+                if not self._take_over(name):
                     await self._audit_one(sides, table, bars)
                     if self._show_values:
                         shown |= await self._values(sides, table)
                     if self._mending is not None and self._checker.ledger.drifted(name):
                         self._repairs[name] = await self._mending.mend(sides, table, self._checker)
-                    self._note(name)
+                    if (entry := self._checker.ledger.get(name)) is not None:
+                        self._state.note_done(name, entry.report)
                 self._left.remove(name)
                 bars.update(whole, advance=1, shown=f"{len(tables) - len(self._left)}/{len(tables)}")
         except Lagging as lagging:
@@ -191,9 +188,14 @@ class _Run:
         task: TaskID = bars.add_task(str(table.name), total=estimate or None, shown="0 rows", counts=True)
 
         async def on_block(outcome: Outcome) -> None:
+            self._state.note_begun(table, outcome)
             bars.update(task, completed=outcome.rows, total=max(estimate, outcome.rows) or None, shown=f"{outcome.rows:,} rows")
 
-        await self._checker.audit_table(sides, table, on_block)
+        try:
+            await self._checker.audit_table(sides, table, on_block, self._state.begun(table))
+        except BaseException:
+            self._state.interrupted()
+            raise
         bars.remove_task(task)
 
     async def _values(self, sides: Sides, table: Comparable) -> Values:
@@ -205,43 +207,21 @@ class _Run:
         found = await values(sides, table, wanted)
         return {(str(table.name), json.dumps(entry.rows[key][1].key)): pairs for key, pairs in found.items()}
 
-    async def _restored(self, sides: Sides) -> Done:
-        """What the state file says of these two databases, within a day. Raises OperatorError for another file."""
-        identity = "SELECT current_database() || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || current_setting('port')"
-        pair = [str(await sides.source.fetchval(identity)), str(await sides.replica.fetchval(identity))]
-        if self._state is None or not self._state.exists():
-            return Done(pair=pair)
-        try:
-            done = Done.model_validate_json(self._state.read_text(encoding="utf-8"))
-        except (ValidationError, OSError, UnicodeDecodeError) as error:
-            raise OperatorError(f"{self._state} is no state of tocsin drift", "name another file with --state, or remove this one") from error
-        if done.pair != pair:
-            raise OperatorError(f"{self._state} is of other databases: {', '.join(done.pair)}", "name another file with --state, or remove this one")
-        oldest = datetime.now(UTC) - _KEPT
-        return Done(pair=pair, tables={name: report for name, report in done.tables.items() if report.verified_at is not None and report.verified_at > oldest})
-
-    def _take_over(self, name: str) -> None:
-        entry = self._checker.ledger.get(name)
-        assert entry is not None
-        entry.report = self._done.tables[name]
-        entry.audited = entry.report.verified_at
-
-    def _note(self, name: str) -> None:
-        """Only what is settled: a table that is pending or could not be read is audited again."""
-        entry = self._checker.ledger.get(name)
-        if self._state is None or entry is None or entry.report.status not in ("in_sync", "drift"):
-            return
-        self._done.tables[name] = entry.report
-        fresh = self._state.with_name(self._state.name + ".new")
-        fresh.touch(mode=0o600)  # it names keys
-        fresh.write_text(self._done.model_dump_json(indent=1), encoding="utf-8")
-        fresh.replace(self._state)
+    def _take_over(self, name: str) -> bool:
+        """Whether an earlier run has done the table already."""
+        entry, report = self._checker.ledger.get(name), self._state.done(name)
+        if entry is None or report is None:
+            return False
+        entry.report, entry.audited = report, report.verified_at
+        return True
 
     def show_interrupted(self) -> None:
-        """What is known so far, and how to go on."""
+        """What is known so far, and how to go on; nothing where nothing was begun."""
+        if not self._left:
+            return
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         for table in self._checker.report().tables:
             if table.verified_at is not None:
                 console.print(f"{escape(table.table)} [{COLOURS[table.status]}]{table.status}[/]")
-        how = f"go on with the same command: --state {self._state}" if self._state is not None else "with --state FILE it can go on where it was"
+        how = f"go on with the same command: --state {self._path}" if self._path is not None else "with --state FILE it can go on where it was"
         console.print(f"interrupted, {len(self._left)} table{'s' * (len(self._left) != 1)} left; {how}")

@@ -105,13 +105,13 @@ class TableAudit:
         self._fine = False
         self._seed = secrets.randbits(62)
 
-    async def run(self) -> Outcome:
-        """Raises Lagging where a fence does not come through, and asyncpg's errors."""
-        return await self.run_from(None)
+    async def run(self, begun: Outcome | None = None) -> Outcome:
+        """All of the table, or the rest of it, where `begun` came so far. Raises Lagging where a fence does not come through, and asyncpg's errors."""
+        return await self.run_from(begun.reached if begun is not None else None, begun=begun)
 
-    async def run_from(self, low: Key | None, seconds: float | None = None) -> Outcome:
+    async def run_from(self, low: Key | None, seconds: float | None = None, begun: Outcome | None = None) -> Outcome:
         """From `low` on, for about `seconds`, and at least one block; `reached` says where to go on. Raises as `run`."""
-        outcome = Outcome(datetime.now(UTC), await self._sides.fence.position())
+        outcome = begun or Outcome(datetime.now(UTC), await self._sides.fence.position())
         until = time.monotonic() + seconds if seconds is not None else None
         block: Block | None = await self._read_block(low, outcome)
         while block is not None:

@@ -236,18 +236,21 @@ class Checker:
                 audit.table = None
                 audit.finished.set()
 
-    async def audit_table(self, sides: Sides, table: Comparable, on_block: OnBlock | None = None) -> None:
-        """One full audit; its result stands in the ledger, and news goes into the event stream. Raises Lagging, and what ends the session."""
+    async def audit_table(self, sides: Sides, table: Comparable, on_block: OnBlock | None = None, begun: Outcome | None = None) -> None:
+        """One full audit, or the rest of one that was `begun`; its result stands in the ledger, and news goes into the event stream.
+
+        Raises Lagging, and what ends the session.
+        """
         name = str(table.name)
-        begun = time.monotonic()
+        started = time.monotonic()
         complete = False
         if self.incremental is not None:
             self.incremental.full_begins(name)
         try:
             async with self._one_table(sides, name):
-                outcome = await self._audit_of(sides)(table, self.blocks.following(name, on_block)).run()
+                outcome = await self._audit_of(sides)(table, self.blocks.following(name, on_block)).run(begun)
                 self.blocks.complete(name)
-                news = self.ledger.proven(table, outcome, time.monotonic() - begun)
+                news = self.ledger.proven(table, outcome, time.monotonic() - started)
                 self._took(sides, name, outcome)
                 complete = True
                 await self._tell(sides, table, news)

@@ -42,6 +42,20 @@ async def test_values_are_shown_only_when_asked_for(
     }
 
 
+async def _interrupted(source_url: str, replica_url: str, state: Path, *arguments: str) -> str:
+    """A run that gets Ctrl-C once it has written its state; what it says."""
+    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("TOCSIN_")}, "TOCSIN_DATABASE_URL": source_url, "TOCSIN_REPLICA_URL": replica_url}
+    command = [sys.executable, "-m", "tocsin.cli.main", "drift", "--state", str(state), *arguments]
+    child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        while not state.exists():
+            await asyncio.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, err = await child.communicate()
+    assert child.returncode == 130, err.decode()
+    return err.decode()
+
+
 async def test_an_interrupted_run_goes_on_with_the_tables_that_are_left(
     setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, tmp_path: Path
 ) -> None:
@@ -52,19 +66,11 @@ async def test_an_interrupted_run_goes_on_with_the_tables_that_are_left(
     await setup()
     await replica.execute("DELETE FROM a WHERE id = 2")
     state = tmp_path / "state.json"
-    environment = {**{k: v for k, v in os.environ.items() if not k.startswith("TOCSIN_")}, "TOCSIN_DATABASE_URL": source_url, "TOCSIN_REPLICA_URL": replica_url}
     async with source.transaction():
         await source.execute("LOCK TABLE b1 IN ACCESS EXCLUSIVE MODE")
-        command = [sys.executable, "-m", "tocsin.cli.main", "drift", "--state", str(state)]
-        child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
-        async with asyncio.timeout(20):
-            while not state.exists():
-                await asyncio.sleep(0.05)
-        child.send_signal(signal.SIGINT)
-        _, err = await child.communicate()
-    assert child.returncode == 130, err.decode()
-    assert "public.a drift" in err.decode()
-    assert "1 table left; go on with the same command" in err.decode()
+        err = await _interrupted(source_url, replica_url, state)
+    assert "public.a drift" in err
+    assert "1 table left; go on with the same command" in err
     assert state.stat().st_mode & 0o077 == 0
     await replica.execute("INSERT INTO a VALUES (2)")  # mended, which only a new look at the table could see
     code, out, err2 = await tocsin("drift", "--json", "--state", str(state), source_url=source_url, replica_url=replica_url)
@@ -78,3 +84,43 @@ async def test_an_interrupted_run_goes_on_with_the_tables_that_are_left(
     state.write_text('{"pair": ["elsewhere", "there"], "tables": {}}')
     code, _, err2 = await tocsin("drift", "--state", str(state), source_url=source_url, replica_url=replica_url)
     assert (code, "is of other databases: elsewhere, there" in err2) == (2, True)
+
+
+async def test_a_table_that_was_interrupted_goes_on_where_it_was(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, tmp_path: Path
+) -> None:
+    """What was read before is not read again: a row that was mended there meanwhile still counts, and one that drifts there now does not."""
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT i, i FROM generate_series(1, 260000) i")
+    await setup()
+    await replica.execute("UPDATE t SET v = -1 WHERE id IN (7, 259999)")
+    state, urls = tmp_path / "state.json", {"source_url": source_url, "replica_url": replica_url}
+    await _interrupted(source_url, replica_url, state, "--max-rows", "100000")
+    begun = json.loads(state.read_text())["begun"]["public.t"]
+    assert 0 < begun["rows"] < 260_000
+    assert [case["key"] for case in begun["cases"]] == [["7"]]
+    await replica.execute("UPDATE t SET v = id WHERE id = 7; UPDATE t SET v = -1 WHERE id = 8")
+    kept = state.read_text()
+    code, _, err = await tocsin("drift", "--exact", "--state", str(state), **urls)
+    assert (code, "is of a run without --exact" in err) == (2, True), err
+    code, out, err = await tocsin("drift", "--json", "--state", str(state), **urls)
+    [table] = json.loads(out)["tables"]
+    assert (code, table["rows"], [row["key"]["id"] for row in table["sample"]]) == (1, 260_000, [7, 259_999]), err
+    assert table["verified_lsn"] == begun["position"], "no more is proven than from where it began"
+    for connection in (source, replica):
+        await connection.execute("ALTER TABLE t ADD COLUMN w int")
+    state.write_text(kept)
+    code, out, err = await tocsin("drift", "--json", "--state", str(state), **urls)
+    assert [row["key"]["id"] for row in json.loads(out)["tables"][0]["sample"]] == [8, 259_999], "another shape is read from its beginning"
+
+
+async def test_what_can_not_be_checked_or_written_is_said_at_once(source_url: str, replica_url: str, tmp_path: Path) -> None:
+    urls = {"source_url": source_url, "replica_url": replica_url}
+    for arguments, said in (
+        (("--state", str(tmp_path)), "is a folder"),
+        (("--state", str(tmp_path / "no" / "state")), "there is no folder"),
+        (("--repair", "--output", str(tmp_path / "no" / "sql")), "there is no folder"),
+    ):
+        code, out, err = await tocsin("drift", *arguments, **urls)
+        assert (code, out, said in err, "Traceback" in err) == (2, "", True, False), err
+    code, out, err = await tocsin("drift", source_url=source_url, replica_url="postgresql://postgres@127.0.0.1:1/none")
+    assert (code, "does not answer" in err, "Traceback" in err) == (2, True, False), err
