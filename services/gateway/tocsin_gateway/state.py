@@ -10,14 +10,12 @@ import asyncio
 import time
 from typing import Any, Final
 
-import msgspec
-import nats.errors
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from nats.aio.client import Client
 
 from tocsin import broker
 from tocsin.errors import Unavailable
+from tocsin.instances import instances
 from tocsin.subject import Pattern, SubjectError, encode_token
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.grant import Grant
@@ -25,24 +23,7 @@ from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.visitor import REFUSALS, refusal, visitor
 
 FRESH_SECONDS: Final = 2.0
-ANSWER_SECONDS: Final = 0.3
 KINDS: Final = {"tocsin-listener": "listener", "tocsin-gateway": "gateway", "tocsin-check": "checker"}
-
-
-class _Endpoint(msgspec.Struct):
-    data: dict[str, Any] | None = None
-
-
-class _Stats(msgspec.Struct):
-    name: str
-    id: str
-    version: str
-    started: str = ""
-    metadata: dict[str, str] = {}
-    endpoints: list[_Endpoint] = []
-
-
-_decoder: Final = msgspec.json.Decoder(_Stats)
 
 
 class State:
@@ -113,37 +94,12 @@ class State:
     async def _parts(self) -> list[dict[str, Any]]:
         if not self._link.connected.is_set():
             return []
-        answers = await _everybody(self._link.client, "$SRV.STATS")
-        parts = []
-        for stats in answers:
-            if stats.name in KINDS and stats.metadata.get("source") == self._source:
-                measured = next((endpoint.data for endpoint in stats.endpoints if endpoint.data is not None), {})
-                parts.append({"kind": KINDS[stats.name], "id": stats.id, "version": stats.version, "started": stats.started, "measured": measured})
+        parts = [
+            {"kind": KINDS[each.name], "id": each.id, "version": each.version, "started": each.started, "measured": each.measured}
+            for each in await instances(self._link.client)
+            if each.name in KINDS and each.source == self._source
+        ]
         return sorted(parts, key=lambda part: (part["kind"], part["started"], part["id"]))
-
-
-async def _everybody(client: Client, subject: str) -> list[_Stats]:
-    """Every answer that comes within ANSWER_SECONDS."""
-    answers = []
-    try:
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox)
-        try:
-            await client.publish(subject, b"", reply=inbox)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while True:
-                    answers.append((await subscription.next_msg(timeout=ANSWER_SECONDS)).data)
-        finally:
-            await subscription.unsubscribe()
-    except (nats.errors.Error, TimeoutError, OSError):
-        pass  # nobody more, or nobody may be asked
-    found = []
-    for answer in answers:
-        try:
-            found.append(_decoder.decode(answer))
-        except msgspec.MsgspecError:
-            continue  # not one of ours
-    return found
 
 
 def state_route(gateway: Gateway, state: State) -> APIRouter:

@@ -189,9 +189,12 @@ class Listener:
         identity, system, timeline = await progress.identity()
         present = Identity(identity.incarnation, system, timeline, config.source, config.prefix, config.stream, None, None)
         epoch = new_epoch()
+        wanted = stream.configuration(config.stream, config.prefix, config.source, config.limits, epoch)
         state = await stream.find(client, config.stream)
         if state is None:
-            state = await stream.create(client, stream.configuration(config.stream, config.prefix, config.source, config.limits, epoch))
+            state = await stream.create(client, wanted)
+        elif identity.stream != config.stream:
+            await stream.check_free(client, state, wanted)
         last = await stream.stored(client, state.name, state.last_sequence) if state.last_sequence else None
         decided = plan(identity, present, await progress.cursor(), state, last)
         if decided.rewind:

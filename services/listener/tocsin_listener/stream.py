@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from tocsin.broker import JetStreamError, StreamState, api, state_of, stream_state
 from tocsin.errors import OperatorError
 from tocsin.event import BATCH, EPOCH, EPOCH_METADATA, SNAPSHOTS
+from tocsin.instances import instances
 from tocsin.subject import stream_subjects
 
 SUBJECTS_OVERLAP: Final = 10065
@@ -71,6 +72,23 @@ async def find(client: Client, name: str) -> StreamState | None:
 async def create(client: Client, wanted: dict[str, Any]) -> StreamState:
     """Raises OperatorError where another stream has the subjects or the server can't hold such a stream."""
     return await _apply(client, "CREATE", wanted)
+
+
+async def check_free(client: Client, state: StreamState, wanted: dict[str, Any]) -> None:
+    """That a stream which this database has not written yet is nobody else's. Raises OperatorError.
+
+    Asked only of a database's first start with a stream: whoever leads from another database would lose it, and take it back, for ever.
+    """
+    bound = state.config.get("subjects") or ()
+    if not set(bound) & set(wanted["subjects"]):
+        text = f"TOCSIN_STREAM: the stream {state.name} is there already, for other subjects: {', '.join(bound) or 'it is a mirror'}"
+        raise OperatorError(text, f"choose a name that is free: TOCSIN_STREAM={state.name}_2; nats stream ls shows those that are taken")
+    for other in await instances(client, "tocsin-listener"):
+        if state.epoch is not None and (other.measured.get("role"), other.measured.get("epoch")) == ("leader", state.epoch):
+            text = f"a listener of another database writes the stream {state.name}: the instance {other.id} of nats micro ls, since {other.started}"
+            raise OperatorError(
+                text, "give this database names of its own, TOCSIN_SOURCE and TOCSIN_STREAM; or, where it takes the other's place, stop that listener first"
+            )
 
 
 async def update(client: Client, state: StreamState, wanted: dict[str, Any]) -> StreamState:
