@@ -88,15 +88,15 @@ async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
 
 async def uninstall(connection: asyncpg.Connection) -> bool:
     """Remove the schema with everything in it, the triggers on watched tables included; whether there was anything."""
-    async with connection.transaction():
-        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        await connection.execute("SET LOCAL client_min_messages = warning")
-        there = bool(await connection.fetchval("SELECT to_regnamespace('tocsin') IS NOT NULL"))
-        try:
+    try:
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            await connection.execute("SET LOCAL client_min_messages = warning")
+            there = bool(await connection.fetchval("SELECT to_regnamespace('tocsin') IS NOT NULL"))
             await connection.execute("DROP SCHEMA IF EXISTS tocsin CASCADE")
-        except asyncpg.InsufficientPrivilegeError as error:
-            owner = await connection.fetchval("SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'tocsin'")
-            raise OperatorError(f"only its owner may remove the schema tocsin: {error}", f"run tocsin uninstall as the user {owner}") from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        owner = await connection.fetchval("SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'tocsin'")
+        raise OperatorError(f"only its owner may remove the schema tocsin: {error}", f"run tocsin uninstall as the user {owner}") from error
     return there
 
 
