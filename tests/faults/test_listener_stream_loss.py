@@ -15,6 +15,7 @@ from nats.aio.client import Client
 from tests.faults.test_listener_crashes import STREAM, assert_exactly_once, running_listener, writers
 from tests.faults.test_listener_links import until, until_events
 from tests.support import oracle
+from tests.support.servers import NATS_SERVER
 from tocsin.broker import api, stream_state
 from tocsin.stack.nats_server import NatsServer
 from tocsin.stack.process import free_port
@@ -131,6 +132,7 @@ async def cluster(sync: str = "2m") -> AsyncIterator[dict[str, NatsServer]]:
                 folder / server,
                 free_port(),
                 sync=sync,
+                program=NATS_SERVER,
                 extra=f'server_name: "{server}"\ncluster {{ name: "three", listen: "127.0.0.1:{port}", routes: [{urls}] }}',
             )
             for server, port in routes.items()

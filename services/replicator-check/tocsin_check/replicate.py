@@ -17,6 +17,7 @@ from tocsin_check import preflight, schema_copy, selection, sessions
 from tocsin_check.names import TableName, literal, quoted
 from tocsin_check.selection import ALL, Selection
 
+FAILOVER_SINCE: Final = 17
 NAME: Final = "tocsin"
 """The publication's and the subscription's name."""
 MARKER_TABLE: Final = TableName("tocsin_check", "marker")
@@ -122,7 +123,7 @@ async def _replicate(
         report(Progress("subscription", tables=len(tables)))
         await replica.execute(
             f"CREATE SUBSCRIPTION {quoted(NAME)} CONNECTION {literal(address)} PUBLICATION {quoted(NAME)}"
-            f" WITH (create_slot = false, slot_name = {literal(plan.slot)}, copy_data = true)"
+            f" WITH (create_slot = false, slot_name = {literal(plan.slot)}, copy_data = true{', failover = true' if _fails_over(source, replica) else ''})"
         )
     await _until_copied(source, replica, report)
     report(Progress("done", tables_done=len(tables), tables=len(tables)))
@@ -197,7 +198,13 @@ async def _make_slot(source: asyncpg.Connection, slot: str, report: OnProgress, 
         else None
     )
     report(Progress("slot", table=note, tables=tables))
-    await source.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
+    options = ", failover => true" if _fails_over(source) else ""
+    await source.execute(f"SELECT pg_create_logical_replication_slot($1, 'pgoutput'{options})", slot)
+
+
+def _fails_over(*connections: asyncpg.Connection) -> bool:
+    """Whether all know slots that a physical standby may keep in step, so that the replica goes on after a failover. It costs nothing where there is none."""
+    return all(connection.get_server_version().major >= FAILOVER_SINCE for connection in connections)
 
 
 async def _until_copied(source: asyncpg.Connection, replica: asyncpg.Connection, report: OnProgress) -> None:
