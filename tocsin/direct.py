@@ -1,14 +1,19 @@
-"""nats-py's client with subscriptions whose messages are handed over as they are parsed: no queue, no task, no dictionary of headers.
+"""nats-py's client, with three things mended.
 
-nats-py wakes a task for each message and parses its headers with a parser of e-mail, which costs more than all else that a reader of a stream
-does. Only this module, and `tocsin_listener.wire` for the way out, knows of its inside.
+Subscriptions whose messages are handed over as they are parsed: nats-py wakes a task for each message and parses its headers with a parser of
+e-mail, which costs more than all else that a reader of a stream does. And cancellations that are heeded: it waits with asyncio.wait_for, which
+before Python 3.12 forgets one that comes together with the answer, so that a service could not be stopped. And a flush that was given up no
+longer ends the connection when its answer comes.
+
+Only this module, and `tocsin_listener.wire` for the way out, knows of nats-py's inside.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -34,8 +39,22 @@ def status(headers: bytes) -> tuple[str, str]:
     return (found[1].decode(), found[2].decode()) if found else ("", "")
 
 
+_T = TypeVar("_T")
+
+
+async def heeding(waiting: Awaitable[_T]) -> _T:
+    """What `waiting` gives or raises, but CancelledError where the task was cancelled meanwhile."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    try:
+        return await waiting
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
+
+
 class DirectClient(Client):
-    """`listen` beside all that nats-py's client has."""
+    """`listen` beside all that nats-py's client has; `request` and `flush` heed cancellations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +79,18 @@ class DirectClient(Client):
         """Raises what nats-py raises where there is no connection; the handler is not called again in any case."""
         self._handlers.pop(subscription._id, None)  # noqa: SLF001
         await subscription.unsubscribe()
+
+    async def request(self, subject: str, payload: bytes = b"", timeout: float = 0.5, old_style: bool = False, headers: dict[str, Any] | None = None) -> Msg:
+        return await heeding(super().request(subject, payload, timeout, old_style, headers))
+
+    async def flush(self, timeout: int = 10) -> None:
+        await heeding(super().flush(timeout))
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            # Who waited has given up; nats-py would end its reading of the connection over that.
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         handler = self._handlers.get(sid)
