@@ -25,11 +25,12 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from rich.console import Console
 
-from tocsin.errors import OperatorError, TocsinError
+from tocsin.errors import OperatorError, TocsinError, Unavailable
 
 log = structlog.get_logger("tocsin.service")
 
 INTERRUPTED: Final = 130
+AWAY: Final = "start that server, or correct its address: host and port, in the setting or the flag"
 
 GARBAGE: Final = (50_000, 20, 50)
 """gc's thresholds: events die by their reference counts, so that looking for cycles among them at Python's own pace is a fifth of a relay's work."""
@@ -115,11 +116,12 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 
 def show_error(error: BaseException) -> None:
-    """The message, and below it the fix, on standard error."""
+    """The message, and below it the fix, on standard error; of a server that does not answer, the two things that it may be."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {_plain(str(error))}")
-    if isinstance(error, OperatorError):
-        console.print(f"[bold green]fix:[/] {_plain(error.fix)}")
+    fix = error.fix if isinstance(error, OperatorError) else AWAY if isinstance(error, Unavailable) else None
+    if fix is not None:
+        console.print(f"[bold green]fix:[/] {_plain(fix)}")
 
 
 def _plain(text: str) -> str:

@@ -36,6 +36,12 @@ class Server:
         return _with_database(self.url, name)
 
 
+def as_user(url: str, user: str) -> str:
+    """The same database as another user."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))
+
+
 def _with_database(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 

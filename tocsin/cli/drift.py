@@ -85,6 +85,9 @@ def command(
         report = asyncio.run(run.run(once=once))
     except OperatorError as error:
         raise OperatorError(str(error), error.fix, exit_code=2) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        fix = "GRANT what is missing to the users in TOCSIN_DATABASE_URL and TOCSIN_REPLICA_URL; deploy/postgres has roles with the least rights"
+        raise OperatorError(f"PostgreSQL does not let this user compare: {error}", fix, exit_code=2) from error
     except (Unavailable, *postgres.TRANSIENT, asyncpg.PostgresError) as error:
         run.show_interrupted()
         text = str(error) if isinstance(error, Unavailable) else f"a server was lost: {error or type(error).__name__}"

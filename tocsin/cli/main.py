@@ -78,6 +78,21 @@ def main() -> None:
     except TocsinError as error:
         show_error(error)
         sys.exit(error.exit_code if isinstance(error, OperatorError) else 1)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "asyncpg":
+            raise
+        show_error(_of_postgres(error))
+        sys.exit(1)
+
+
+def _of_postgres(error: Exception) -> TocsinError:
+    """What PostgreSQL refused, for which no verb has words of its own."""
+    import asyncpg
+
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        fix = "run this as the owner, or GRANT what is missing; docs/operations/bring-your-own.md lists what each role needs"
+        return OperatorError(f"PostgreSQL does not let this user do that: {error}", fix)
+    return OperatorError(f"PostgreSQL says: {error or type(error).__name__}", "tocsin doctor examines every part")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from tocsin_check.selection import ALL, Selection
 _SQL: Final = load_queries("tocsin_check", "replication.sql")
 OLDEST_VERSION: Final = 140000
 _ORIGINS_COUNTED_APART: Final = 180000
+_THIS_DATABASE: Final = "SELECT row(extract(epoch FROM pg_postmaster_start_time()), current_setting('port'), current_database())::text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,12 @@ async def identity_of(connection: asyncpg.Connection) -> str:
         return str(await connection.fetchval("SELECT pg_postmaster_start_time()::text || current_setting('port')"))
 
 
+async def check_apart(source: asyncpg.Connection, replica: asyncpg.Connection) -> None:
+    """Raises OperatorError where both are the same database. A replica that began as a copy of the source's files is another one."""
+    if await source.fetchval(_THIS_DATABASE) == await replica.fetchval(_THIS_DATABASE):
+        raise OperatorError("the source and the replica are the same database", "point TOCSIN_REPLICA_URL at the copy")
+
+
 async def slot_of(replica: asyncpg.Connection) -> str:
     """The slot's name for this replica: the same from run to run, another for every other database."""
     database = await replica.fetchval("SELECT current_database()")
@@ -62,10 +69,8 @@ async def check(
     facts, copy_facts = await source.fetchrow(_SQL["source_facts"]), await replica.fetchrow(_SQL["replica_facts"])
     assert facts is not None
     assert copy_facts is not None
+    await check_apart(source, replica)
     same_server = await identity_of(source) == await identity_of(replica)
-    if same_server and facts["database"] == copy_facts["database"]:
-        problems.add("the source and the replica are the same database", "point TOCSIN_REPLICA_URL at the copy")
-        problems.raise_any()
     slot = await slot_of(replica)
     has_subscription = await replica.fetchrow(_SQL["subscription"], name) is not None
     has_slot = await source.fetchrow(_SQL["slot"], slot) is not None

@@ -11,6 +11,7 @@ import asyncpg
 from tocsin import postgres
 from tocsin_check import sessions
 from tocsin_check.fence import Fence
+from tocsin_check.preflight import check_apart
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ async def open_sides(source_url: str, replica_url: str) -> AsyncIterator[Sides]:
         opened.append(await sessions.open_reader(replica_url, sessions.REPLICA_SETTING))
         opened.append(await sessions.open_marker(source_url))
         source, replica, marker = opened
+        await check_apart(source, replica)
         fence = Fence(marker, source, replica)
         try:
             yield Sides(source, replica, fence)

@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 
 from tests.integration.tocsin_check.test_service import tocsin
+from tests.support.servers import as_user
 
 Setup = Callable[..., Awaitable[None]]
 
@@ -124,3 +125,15 @@ async def test_what_can_not_be_checked_or_written_is_said_at_once(source_url: st
         assert (code, out, said in err, "Traceback" in err) == (2, "", True, False), err
     code, out, err = await tocsin("drift", source_url=source_url, replica_url="postgresql://postgres@127.0.0.1:1/none")
     assert (code, "does not answer" in err, "Traceback" in err) == (2, True, False), err
+    code, out, err = await tocsin("drift", source_url=source_url, replica_url=source_url)
+    assert (code, "are the same database" in err, "fix: point TOCSIN_REPLICA_URL at the copy" in err) == (2, True, True), err
+
+
+async def test_a_user_without_rights_is_told_so(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    await source.execute("CREATE ROLE tocsin_test_stranger LOGIN; CREATE TABLE a (id int PRIMARY KEY)")
+    await setup()
+    code, _, err = await tocsin("drift", source_url=as_user(source_url, "tocsin_test_stranger"), replica_url=replica_url)
+    assert (code, "does not let this user" in err, "fix: GRANT" in err, "Traceback" in err) == (2, True, True, False), err
+    await source.execute("DROP ROLE tocsin_test_stranger")

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -16,6 +15,7 @@ import pytest_asyncio
 from tests.integration.tocsin_check.test_history import served
 from tests.integration.tocsin_check.test_service import tocsin, until
 from tests.support import servers
+from tests.support.servers import as_user
 from tocsin.sql import load_queries
 from tocsin_check import sessions
 from tocsin_check.replicate import replicate
@@ -23,12 +23,6 @@ from tocsin_check.unreplicate import unreplicate
 from tocsin_listener.install import install
 
 ROLES = Path(__file__).parents[3] / "deploy" / "postgres"
-
-
-def as_user(url: str, user: str) -> str:
-    """The same database as another user."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))
 
 
 async def grant(url: str, role: str) -> None:

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -16,7 +15,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from tests.integration.tocsin_listener.test_listener import messages, until_ready
-from tests.support.servers import Server
+from tests.support.servers import Server, as_user
 from tocsin.settings import Settings, load_settings
 from tocsin.stack.process import free_port
 from tocsin_listener.__main__ import serve
@@ -29,11 +28,6 @@ from tocsin_listener.watch import unwatch, watch
 
 ROLES = Path(__file__).parents[3] / "deploy" / "postgres"
 WRITER = "tocsin_test_writer"
-
-
-def as_user(url: str, user: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}"))
 
 
 @dataclass(slots=True)

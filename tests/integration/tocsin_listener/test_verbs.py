@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import asyncpg
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.servers import as_user
 from tocsin.cli.main import app
 from tocsin.errors import OperatorError
 from tocsin_listener.install import install
@@ -106,3 +108,20 @@ async def test_a_locked_table_is_given_up_before_writers_queue(source: asyncpg.C
             await watch(source, ["orders"], lock_timeout="100ms")
     await other.close()
     await watch(source, ["orders"])
+
+
+async def test_whoever_may_do_nothing_is_told_who_may(source: asyncpg.Connection, source_url: str) -> None:
+    """Never in a traceback: also where PostgreSQL's refusal comes in the middle of a transaction."""
+    await source.execute("CREATE ROLE tocsin_test_nobody LOGIN; CREATE TABLE orders (id int PRIMARY KEY)")
+    await install(source)
+    await watch(source, ["orders"])
+    owner = await source.fetchval("SELECT current_user")
+    url = as_user(source_url, "tocsin_test_nobody")
+    for verb in (["uninstall"], ["watch", "orders"], ["unwatch", "orders"], ["watched"], ["install"]):
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tocsin.cli.main", *verb, "--database-url", url), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        said, _ = await child.communicate()
+        assert (child.returncode, b"Traceback" in said, b"fix: " in said) == (1, False, True), said.decode()
+        assert verb == ["install"] or owner in said.decode(), said.decode()
+    await source.execute("DROP ROLE tocsin_test_nobody")
