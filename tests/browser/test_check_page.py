@@ -102,6 +102,25 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     assert faults == []
 
 
+async def test_of_many_tables_the_equal_ones_stand_behind_a_button(
+    browser: Browser, address: str, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, source_server: servers.Server
+) -> None:
+    await source.execute("DO $$ BEGIN FOR i IN 1..30 LOOP EXECUTE format('CREATE TABLE many%s (id int PRIMARY KEY)', i); END LOOP; END $$")
+    own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0])
+    await replicate(source_url=source_url, replica_url=replica_url, source_url_from_replica=own, patience=100)
+    await replica.execute("INSERT INTO many9 VALUES (1)")
+    page = await browser.new_page()
+    await page.goto(address)
+    await expect(page.locator("#tables tbody tr").first).to_contain_text("many9", timeout=60_000)
+    await expect(page.get_by_role("button", name="All 33 tables")).to_be_visible(timeout=60_000)
+    await expect(page.locator("#tables tbody tr")).to_have_count(20)
+    await expect(page.locator("#map svg")).to_have_count(20)
+    await shot(page, "many")
+    await page.get_by_role("button", name="All 33 tables").click()
+    await expect(page.locator("#tables tbody tr")).to_have_count(33)
+    await expect(page.get_by_role("button", name="Fewer tables")).to_be_visible()
+
+
 async def test_lag_and_findings_are_shown_in_the_dark_and_on_a_phone(
     browser: Browser, address: str, replica: asyncpg.Connection, source: asyncpg.Connection
 ) -> None:

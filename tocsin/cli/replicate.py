@@ -25,6 +25,7 @@ _PHASES = {
     "done": "done",
 }
 _INTERRUPTED = 130
+_NAMED = 10
 
 
 def command(
@@ -65,7 +66,7 @@ def command(
     except KeyboardInterrupt:
         console.print("interrupted; a copy that has begun goes on by itself. Run it again to watch it, or tocsin replicate --drop to take it down")
         raise typer.Exit(_INTERRUPTED) from None
-    added = ", ".join(done.added) or "nothing new"
+    added = ", ".join(done.added[:_NAMED]) + (f" and {len(done.added) - _NAMED} more" if len(done.added) > _NAMED else "") or "nothing new"
     console.print(f"[green]replicating[/] {len(done.tables)} table{'s' * (len(done.tables) != 1)} (new: {escape(added)}), by the slot {done.slot}")
     for note in done.left_out:
         console.print(f"[yellow]left out[/] {escape(note)}")

@@ -71,9 +71,9 @@ class History:
         self._lag: deque[tuple[float, float | None]] = deque(maxlen=LAG_KEPT)
 
     def stretches(self, table: str | None = None, limit: int = 100) -> list[Stretch]:
-        """The newest first."""
+        """Those that began last come first."""
         found = [s for s in reversed(self._stretches) if table is None or s.table == table]
-        return sorted(found, key=lambda s: s.until, reverse=True)[:limit]
+        return sorted(found, key=lambda s: s.since, reverse=True)[:limit]
 
     def lag(self, seconds: float, points: int) -> list[LagPoint]:
         """At most `points` of them over the last `seconds`, the oldest first; each is the worst of its share."""
@@ -152,7 +152,7 @@ class History:
     async def _write(self, connection: asyncpg.Connection) -> None:
         async with connection.transaction():
             ids: dict[str, int] = {}
-            for s in self._open.values():
+            for s in list(self._open.values()):  # others are looked at meanwhile
                 id_ = self._ids.get(_name(s))
                 if id_ is not None:
                     await connection.execute(_SQL["go_on"], id_, s.until, s.rows, s.verified_lsn, s.audits, s.reason)

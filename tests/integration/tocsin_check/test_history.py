@@ -136,6 +136,30 @@ async def test_the_history_and_the_map_of_blocks_survive_a_restart_of_the_checke
     await served(remembers, database_url=source_url, replica_url=replica_url)
 
 
+async def test_tables_that_are_added_while_the_history_is_written_do_not_end_it(setup: Setup, source: asyncpg.Connection, replica_url: str) -> None:
+    """With hundreds of tables a write takes so long that the next look comes in between."""
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await setup()
+    history = History(replica_url, Report)
+
+    def look(number: int) -> None:
+        history.look(Report(tables=[TableReport(table=f"public.t{i}", status="in_sync") for i in range(number)]), datetime.now(UTC))
+
+    look(100)
+    connection = await asyncpg.connect(replica_url)
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(history._write(connection))
+        number = 100
+        while not writing.done():
+            number += 1
+            look(number)
+            await asyncio.sleep(0)
+    assert number > 110
+    await history._write(connection)
+    assert await connection.fetchval('SELECT count(DISTINCT "table") FROM tocsin_check.history') == number
+    await connection.close()
+
+
 def test_one_stretch_stands_for_as_long_as_nothing_changes() -> None:
     history = History("postgresql://nobody@127.0.0.1:1/x", Report)
     start = datetime(2026, 1, 1, tzinfo=UTC)
