@@ -193,8 +193,8 @@ class Listener:
         state = await stream.find(client, config.stream)
         if state is None:
             state = await stream.create(client, wanted)
-        elif identity.stream != config.stream:
-            await stream.check_free(client, state, wanted)
+        elif identity.stream != config.stream or identity.epoch != state.epoch:
+            await stream.check_free(client, state, wanted, known=identity.stream == config.stream)
         last = await stream.stored(client, state.name, state.last_sequence) if state.last_sequence else None
         decided = plan(identity, present, await progress.cursor(), state, last)
         if decided.rewind:

@@ -74,13 +74,13 @@ async def create(client: Client, wanted: dict[str, Any]) -> StreamState:
     return await _apply(client, "CREATE", wanted)
 
 
-async def check_free(client: Client, state: StreamState, wanted: dict[str, Any]) -> None:
-    """That a stream which this database has not written yet is nobody else's. Raises OperatorError.
+async def check_free(client: Client, state: StreamState, wanted: dict[str, Any], *, known: bool) -> None:
+    """That a stream in whose epoch this database has not written is nobody else's; `known` where it has written it before. Raises OperatorError.
 
-    Asked only of a database's first start with a stream: whoever leads from another database would lose it, and take it back, for ever.
+    Whoever leads from another database would lose the stream, and take it back, for ever.
     """
     bound = state.config.get("subjects") or ()
-    if not set(bound) & set(wanted["subjects"]):
+    if not known and not set(bound) & set(wanted["subjects"]):
         text = f"TOCSIN_STREAM: the stream {state.name} is there already, for other subjects: {', '.join(bound) or 'it is a mirror'}"
         raise OperatorError(text, f"choose a name that is free: TOCSIN_STREAM={state.name}_2; nats stream ls shows those that are taken")
     for other in await instances(client, "tocsin-listener"):

@@ -63,6 +63,7 @@ async def test_a_listener_of_another_database_is_refused_while_the_streams_own_o
         again = theirs.model_copy(update={"listener_port": free_port()})
         group.create_task(serve(again, stop))
         await until_ready(again)
+        assert "another database writes" in str(await refusal(ours.model_copy(update={"listener_port": free_port()}))), "it had the stream, and lost it"
         stop.set()
 
 
