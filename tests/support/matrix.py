@@ -37,6 +37,8 @@ SERVER_TESTS = (
     "tests/integration/tocsin/test_tls.py",
     "tests/integration/deploy/test_nats_accounts.py",
 )
+# `pip install 'tocsin[embedded]'` into an empty environment of that version, and `tocsin up` from it.
+INSTALL_TESTS = "tests/acceptance/test_install.py"
 PYTHON_TESTS = (
     "tests/unit",
     "tests/integration/test_servers.py",
@@ -152,6 +154,9 @@ def run_tests(name: str, run: Run, prepared: Prepared) -> tuple[bool, str]:
     if code == 1:
         code, again = _pytest([*command, "--last-failed", "--last-failed-no-failures", "none", *tests], prepared.environment)
         closing += f"; those alone: {again}"
+    if run.python and code == 0:
+        code, installed = _pytest([prepared.python, "-m", "pytest", "-q", "-m", "slow", INSTALL_TESTS], prepared.environment)
+        closing += f"; installed from a wheel: {installed}"
     return code == 0, closing if code == 0 else f"**FAILED**: {closing}"
 
 
