@@ -1,7 +1,7 @@
 """The edge to NATS: a connection that never gives up, the state of a stream, and the service protocol.
 
 nats-py gives up after 60 reconnects and drops messages of a slow subscriber; `connect` sets the first right, and callers
-that subscribe must bound and watch their own queue (`error` in `Link` counts what was dropped).
+that subscribe must bound and watch their own queue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ class Link:
     client: DirectClient
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     reconnects: int = 0
-    slow_consumer_errors: int = 0
     last_error: str = ""
 
 
@@ -113,8 +112,6 @@ def _prepare(servers: list[str], name: str, login: NatsLogin, pending_bytes: int
             # wait_for of Python 3.11, in nats-py's connect, forgets a cancellation that comes with a refused connection.
             raise asyncio.CancelledError
         link.last_error = str(error) or type(error).__name__
-        if isinstance(error, nats.errors.SlowConsumerError):
-            link.slow_consumer_errors += 1
         if time.monotonic() - said > 5:
             said = time.monotonic()
             log.warning("NATS", server=shown, error=link.last_error, hint="" if link.connected.is_set() else "waiting for it; TOCSIN_NATS_URL says where it is")

@@ -16,7 +16,6 @@ BATCH: Final = "Tocsin-Batch"  # <first seq>;<index>: which batch, and the place
 SNAPSHOTS: Final = "Tocsin-Snapshots"  # on a batch's first message: the snapshots <S>;<S'> that it lies between
 COPY: Final = "Tocsin-Copy"  # "1" on the copy under the old route, which directly follows its original
 EPOCH_METADATA: Final = "tocsin.epoch"  # the key in the stream's metadata
-CONTENT_TYPE: Final = "application/cloudevents+json"
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

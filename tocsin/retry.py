@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, stop_never, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_never, wait_exponential_jitter
 
 from tocsin.errors import Unavailable
 
@@ -34,17 +34,6 @@ def forever(*errors: type[BaseException], on_retry: Hook | None = None, longest:
         retry=retry_if_exception_type(errors or (Unavailable,)),
         wait=wait_exponential_jitter(multiplier=0.05, max=longest, jitter=0.25),
         stop=stop_never,
-        before_sleep=_before_sleep(on_retry),
-        reraise=True,
-    )
-
-
-def for_seconds(limit: float, *errors: type[BaseException], on_retry: Hook | None = None) -> AsyncRetrying:
-    """For one request: 20 ms, doubling to 1 s, with jitter, until `limit` seconds are over; then the last error."""
-    return AsyncRetrying(
-        retry=retry_if_exception_type(errors or (Unavailable,)),
-        wait=wait_exponential_jitter(multiplier=0.02, max=1.0, jitter=0.05),
-        stop=stop_after_delay(limit),
         before_sleep=_before_sleep(on_retry),
         reraise=True,
     )

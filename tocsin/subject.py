@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Final
 
 MAX_TOKEN: Final = 128
 MAX_PATTERN: Final = 1024
 MAX_TOKENS: Final = 32
 OPS: Final = ("insert", "update", "delete", "truncate", "read")
-
-Op = Literal["insert", "update", "delete", "truncate", "read"]
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _ENCODED: Final = tuple(chr(b) if b in _PLAIN else f"%{b:02X}" for b in range(256))

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import asyncpg
 import msgspec
 from nats.aio.client import Client
 from websockets.asyncio.client import connect
@@ -59,11 +58,6 @@ async def stream_events(client: Client, stream: str) -> Seen:
             await message.ack()
     await subscription.unsubscribe()
     return seen
-
-
-async def journal_ids(source: asyncpg.Connection) -> list[int]:
-    """The sequences that the journal holds, in order; retention must not have run."""
-    return [row["seq"] for row in await source.fetch("SELECT seq FROM tocsin.journal ORDER BY seq")]
 
 
 @contextlib.asynccontextmanager

@@ -28,9 +28,8 @@ Work = Callable[[], Awaitable[None]]
 
 @dataclass
 class Tally:
-    """What has blown so far: statements written, and how often each kind of stall came."""
+    """How often each kind of stall came so far."""
 
-    writes: int = 0
     stalls: dict[str, int] = field(default_factory=dict)
 
     def stalled(self, what: str) -> None:
@@ -96,7 +95,6 @@ class Weather:
                 try:
                     for _ in range(chance.choice((1, 1, 1, 3, 10))):
                         await connection.execute(chance.choice(statements), chance.randrange(HOT), str(chance.randrange(3)))
-                        self._tally.writes += 1
                         if chance.random() < 0.02:
                             await asyncio.sleep(chance.random() * 0.2)
                 except (asyncpg.DeadlockDetectedError, asyncpg.UniqueViolationError):

@@ -72,11 +72,6 @@ class Selection:
     def __hash__(self) -> int:
         return self._hash
 
-    @property
-    def columns_asked(self) -> frozenset[str]:
-        """Every column that `where` or `select` names."""
-        return (self._columns or frozenset()) | (self._where.columns if self._where is not None else frozenset())
-
     def judge(self, event: StreamEvent) -> Judgement:
         found = event.judged.get(self, _UNKNOWN) if event.judged is not None else _UNKNOWN
         if isinstance(found, _Unknown):

@@ -96,10 +96,6 @@ class Doorbell:
         except TimeoutError:
             self.counts.fallback_finds += 1
 
-    def wake(self) -> None:
-        """End a `wait` from inside: something else is to be done."""
-        self._rung.set()
-
     def _on_bell(self, *_: Any) -> None:
         self._rung.set()
 

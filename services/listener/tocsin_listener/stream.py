@@ -17,7 +17,6 @@ from tocsin.instances import instances
 from tocsin.subject import stream_subjects
 
 SUBJECTS_OVERLAP: Final = 10065
-NO_SUITABLE_PEERS: Final = 10005
 MAX_DUPLICATES: Final = timedelta(minutes=2)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
-
-_PLAIN: Final = re.compile(r"[a-z_][a-z0-9_]*")
+from typing import NamedTuple
 
 
 class TableName(NamedTuple):
@@ -32,11 +30,6 @@ def literal(text: str) -> str:
     if "\\" in text:
         return " E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
     return "'" + text.replace("'", "''") + "'"
-
-
-def is_plain(identifier: str) -> bool:
-    """Whether it means itself when typed without quotes."""
-    return _PLAIN.fullmatch(identifier) is not None
 
 
 def slot_name(database: str, identity: str) -> str:

@@ -11,7 +11,6 @@ from pydantic import BaseModel, Field
 
 from tocsin_check.coverage import Facts
 from tocsin_check.findings import Finding, Rising, findings
-from tocsin_check.names import TableName
 from tocsin_check.reading import KeyPart
 from tocsin_check.verdict import Key
 
@@ -162,10 +161,6 @@ def _value(kind: str, text: str) -> Any:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def blank(table: TableName) -> TableReport:
-    return TableReport(table=str(table))
 
 
 def summary(report: Report, *, ready: bool) -> dict[str, Any]:
