@@ -86,23 +86,17 @@ class Journal:
             size = 0
             while block := await cursor.fetch(10_000):
                 for place in block:
-                    if places and (len(places) >= self._most_rows or size + place["bytes"] > self._most_bytes):
+                    of_row: int = place[4]
+                    if places and (len(places) >= self._most_rows or size + of_row > self._most_bytes):
                         yield await self._page(places)
                         places, size = [], 0
                     places.append(place)
-                    size += place["bytes"]
+                    size += of_row
             if places:
                 yield await self._page(places)
 
     async def _page(self, places: Sequence[asyncpg.Record]) -> list[Row]:
-        found = await self._bulk.fetch(
-            QUERIES["page"],
-            [p["leaf"] for p in places],
-            [p["xid"] for p in places],
-            [p["seq"] for p in places],
-            self._incarnation,
-            self._source,
-            [p["place"] for p in places],
-        )
+        leaves, xids, seqs, numbers, _ = zip(*places, strict=True)
+        found = await self._bulk.fetch(QUERIES["page"], leaves, xids, seqs, self._incarnation, self._source, numbers)
         assert len(found) == len(places), "the journal lost rows that the cursor has not passed"
         return [Row._make(r) for r in found]

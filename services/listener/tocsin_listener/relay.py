@@ -178,6 +178,8 @@ class Relay:
 
 def _chunks(messages: list[Message]) -> list[list[Message]]:
     """In order, each at most LARGEST_BATCH messages and CHUNK_BYTES, or one message."""
+    if sum(len(message.body) for message in messages) <= CHUNK_BYTES:
+        return [messages[begin : begin + LARGEST_BATCH] for begin in range(0, len(messages), LARGEST_BATCH)]
     chunks: list[list[Message]] = []
     size = 0
     for message in messages:
