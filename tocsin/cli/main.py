@@ -37,6 +37,13 @@ VERBS: Final = {
 }
 """Every verb, in the order of `--help`, with the panel that it stands in."""
 
+EPILOG: Final = (
+    "Exit codes, where none are named above: 0 done, 1 it could not be done (the fix is printed), 2 used or set up wrongly. "
+    "Settings: what is no flag here is a variable TOCSIN_…, also from a file `.env`; docs/settings.md lists them. Secrets from files: TOCSIN_…_FILE. "
+    "See also: `tocsin doctor` when something is wrong, docs/operations.md."
+)
+"""What every verb's help ends with."""
+
 
 class LazyGroup(TyperGroup):
     """Loads a verb's module when it is asked for, so that `tocsin tail` does not import a web server."""
@@ -49,7 +56,7 @@ class LazyGroup(TyperGroup):
             return None
         module = importlib.import_module(f"tocsin.cli.{cmd_name}")
         single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        single.command(cmd_name, rich_help_panel=VERBS[cmd_name])(module.command)
+        single.command(cmd_name, rich_help_panel=VERBS[cmd_name], epilog=EPILOG)(module.command)
         return typer.main.get_command(single)
 
 

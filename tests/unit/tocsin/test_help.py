@@ -23,6 +23,7 @@ def test_each_verb_says_what_it_does_with_an_example_and_describes_every_option(
     summary = (command.help or "").split("\n\n")[0]
     assert len(summary) > 20, "the list of verbs shows this line"
     assert re.search(rf"Examples?: `?([A-Z_]+=\S+ )*tocsin {verb}\b", command.help), "an example to copy"
+    assert "exit code" in f"{command.help} {command.epilog}".lower(), "what a script can tell from it"
     for parameter in command.params:
         assert parameter.help, f"tocsin {verb}: {parameter.name} has no description"
         assert len(parameter.help) > 8, f"tocsin {verb}: {parameter.name}: {parameter.help}"
