@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from tests.support import servers
+from tests.support import programs, servers
 
 _numbers = itertools.count(1)
 
@@ -28,6 +28,18 @@ for name in [name for name in os.environ if name.startswith("TOCSIN_") and not n
 # A shell starts what it puts into the background with SIGINT ignored, and each process hands that down to its children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    programs.add_markers(config)
+
+
+def pytest_report_header() -> list[str]:
+    return programs.missing()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    programs.leave_out(config, items)
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,10 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.acceptance.conftest import NEEDS_CLI
 from tests.support.pipeline import Pipeline, pipeline
 from tocsin.stack.process import free_port
 
 pytestmark = [pytest.mark.nats_cli]
-assert pytestmark[0].name == NEEDS_CLI
 
 
 @contextlib.asynccontextmanager

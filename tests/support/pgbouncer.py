@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.support import programs
 from tocsin.stack import process, server_user
 
 CONFIGURATION = """
@@ -26,15 +26,10 @@ max_client_conn = 200
 """
 
 
-def program() -> str | None:
-    """Its path, also where sbin is not on the PATH."""
-    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
-
-
 @contextlib.asynccontextmanager
 async def pgbouncer(folder: Path, url: str, *, mode: str, size: int = 4) -> AsyncIterator[str]:
     """`url` as it is through a PgBouncer of `mode`, for as long as the context lasts."""
-    found, port = program(), process.free_port()
+    found, port = programs.pgbouncer(), process.free_port()
     assert found is not None, "the tests that ask for it are left out where there is none"
     own = folder / f"pgbouncer-{port}"
     own.mkdir(mode=0o755)
