@@ -122,10 +122,10 @@ def _add_report(app: APIRouter, checker: Checker) -> None:
     @app.get("/drift/{table}/rows", summary="Its drifted rows, paged", tags=["report"], responses=_MISSING)
     async def rows(
         table: TableName,
-        after: Annotated[str | None, Query(description="`next` of the page before", pattern=r"^\d{1,18}$")] = None,
+        after: Annotated[str | None, Query(description="`next` of the page before; empty: from the beginning", pattern=r"^\d{0,18}$")] = None,
         limit: Limit = 100,
     ) -> RowPage:
-        page = checker.ledger.page(_table(checker, table).table, after, limit)
+        page = checker.ledger.page(_table(checker, table).table, after or None, limit)
         assert page is not None
         return page
 

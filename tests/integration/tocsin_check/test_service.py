@@ -91,7 +91,7 @@ async def test_the_report_its_pages_and_an_audit_on_demand(
         assert (table["status"], table["missing"], table["different"]) == ("drift", 7, 1)
         rows, after = [], None
         while True:
-            page = (await client.get("/drift/public.a/rows", params={"limit": 3} | ({"after": after} if after else {}))).json()
+            page = (await client.get("/drift/public.a/rows", params={"limit": 3, "after": after or ""})).json()
             rows += page["rows"]
             after = page["next"]
             if after is None:
