@@ -11,8 +11,11 @@ import asyncpg
 
 from tocsin.errors import OperatorError
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of what is in the schema; a listener refuses another."""
+
+SCRIPTS: Final = ("schema.sql", "order.sql", "capture.sql", "alteration.sql")
+"""In the order in which they run; upgrade.sql runs before them where an older version is installed."""
 
 PUBLIC_FUNCTIONS: Final = "tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb), tocsin.annotation(text)"
 
@@ -66,11 +69,10 @@ async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
             await connection.execute("SET LOCAL client_min_messages = warning")
             if not new:
                 await connection.execute(_script("upgrade.sql"))
-            await connection.execute(_script("schema.sql"))
-            # The generator's functions call one another in any order.
-            await connection.execute("SET LOCAL check_function_bodies = off")
-            await connection.execute(_script("capture.sql"))
-            await connection.execute(_script("alteration.sql"))
+            for name in SCRIPTS:
+                await connection.execute(_script(name))
+                # The generator's functions call one another in any order.
+                await connection.execute("SET LOCAL check_function_bodies = off")
             await connection.execute("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA tocsin FROM PUBLIC")
             await connection.execute(f"GRANT EXECUTE ON FUNCTION {PUBLIC_FUNCTIONS} TO PUBLIC")
         except asyncpg.InsufficientPrivilegeError as error:

@@ -123,6 +123,22 @@ async def test_the_writers_settings_do_not_show(installed: asyncpg.Connection, e
     assert first["subject"] == second["subject"]
 
 
+async def test_the_writers_time_zone_does_not_show_and_stays_its_own(installed: asyncpg.Connection, events: Events) -> None:
+    """Where nothing but the time zone matters it is looked at, and set and put back only where it is another."""
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, day date)")
+    await watch(installed, ["t"], old="full")
+    for zone in ("UTC", "Etc/UTC", "Asia/Tokyo", "<+05>-05"):
+        await installed.execute(f"SET timezone = '{zone}'; SET datestyle = 'German'")
+        async with installed.transaction():
+            await installed.execute("INSERT INTO t VALUES (1, '2026-01-02 03:04:05+00', '2026-01-02'), (2, NULL, NULL)")
+            await installed.execute("UPDATE t SET day = day WHERE id = 1; UPDATE t SET day = day; DELETE FROM t")
+        assert await installed.fetchval("SELECT current_setting('timezone')") == zone
+        assert await installed.fetchval("SELECT current_setting('enable_nestloop')") == "on"
+    seen = [e for e in await events() if e["key"] == {"id": 1}]
+    assert len(seen) == 16
+    assert all(row == {"id": 1, "at": "2026-01-02T03:04:05+00:00", "day": "2026-01-02"} for e in seen for row in (e.get("new"), e.get("old")) if row)
+
+
 async def test_a_partitioned_table_rings_from_the_root_and_from_a_leaf(installed: asyncpg.Connection, events: Events) -> None:
     await installed.execute("CREATE TABLE t (id int PRIMARY KEY, a text) PARTITION BY RANGE (id)")
     await installed.execute("CREATE TABLE low (a text, id int NOT NULL); ALTER TABLE t ATTACH PARTITION low FOR VALUES FROM (0) TO (10)")

@@ -85,6 +85,7 @@ MISSING = (
     ("DROP TRIGGER tocsin_1_delete ON t", ["no trigger for delete on t"], by_install),
     ("ALTER TABLE t1 DISABLE TRIGGER tocsin_1_insert", ["don't fire: insert"], by_sql),
     ("ALTER TABLE t1 ENABLE REPLICA TRIGGER tocsin_1_begin", ["don't fire: begin"], by_sql),
+    ("ALTER TABLE t1 DISABLE TRIGGER tocsin_1_mark_update", ["don't fire: mark_update"], by_sql),
     ("DROP EVENT TRIGGER tocsin_ddl", ["event trigger tocsin_ddl is missing"], by_install),
     ("ALTER EVENT TRIGGER tocsin_drop DISABLE", ["event trigger tocsin_drop is disabled"], by_sql),
     ("REVOKE USAGE ON SEQUENCE tocsin.seq FROM PUBLIC", ["writers may not draw"], by_sql),

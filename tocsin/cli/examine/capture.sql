@@ -24,8 +24,8 @@ JOIN pg_class AS c ON c.oid = f.oid AND c.relkind IN ('r', 'p')
 CROSS JOIN unnest($2::text[]) AS op
 LEFT JOIN pg_trigger AS t ON t.tgrelid = f.oid AND t.tgname = format('tocsin_%s_%s', $3::int, op)
 UNION ALL
-SELECT f.oid::regclass::text, 'begin', t.tgname, t.tgenabled::text
-FROM family AS f JOIN pg_trigger AS t ON t.tgrelid = f.oid AND t.tgname = format('tocsin_%s_begin', $3::int)
+SELECT f.oid::regclass::text, substr(t.tgname, length(format('tocsin_%s_', $3::int)) + 1), t.tgname, t.tgenabled::text
+FROM family AS f JOIN pg_trigger AS t ON t.tgrelid = f.oid AND t.tgname ~ format('^tocsin_%s_(begin|mark_|merge)', $3::int)
 
 -- name: event_triggers
 -- `could` is whether the schema's owner may make them.

@@ -121,6 +121,7 @@ BEGIN
         -- The triggers depend on the functions, and the functions' owner need not own the table.
         EXECUTE format('DROP FUNCTION IF EXISTS tocsin.%s_%s() CASCADE', name, watch);
     END LOOP;
+    EXECUTE format('DROP FUNCTION IF EXISTS tocsin.mark_%s(text) CASCADE', watch);
 END $$;
 
 -- The watches that a command on these relations may concern.

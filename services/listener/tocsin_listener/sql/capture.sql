@@ -133,15 +133,19 @@ FROM tocsin.shape(w.relation)
 WHERE "row" IS NOT NULL AND expression IS NULL AND largest IS NULL AND (w.columns IS NULL OR name = ANY (w.columns))
 $$;
 
--- JSON of the old values of the columns that an update changed. Equal means bit for bit, where = could call other things equal.
+-- JSON of the old values of the columns that an update changed. Equal means bit for bit, where = could call other things equal. The executor
+-- prepares each call anew in every statement, which costs more than to run it for one row: so there are few.
 CREATE OR REPLACE FUNCTION tocsin.changed_source(w tocsin.watched, old text, new text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT format($q$'{' || %s || '}'$q$, coalesce('concat_ws('','', ' || string_agg(part, ', ' ORDER BY part_number) || ')', ''''''))
+SELECT CASE count(*) WHEN 0 THEN '''{}''' WHEN 1 THEN format($q$concat('{', %s, '}')$q$, min(part))
+            ELSE format($q$concat('{', concat_ws(',', %s), '}')$q$, string_agg(format($q$nullif(%s, '')$q$, part), ', ' ORDER BY part_number)) END
 FROM (
-    SELECT part_number, format('nullif(concat_ws('','', %s), '''')', string_agg(format(
+    SELECT part_number, format($q$concat_ws(',', %s)$q$, string_agg(format(
         CASE WHEN type IN ('smallint', 'integer', 'bigint', 'boolean', 'uuid', 'date', 'timestamp without time zone', 'timestamp with time zone', 'oid')
-             THEN 'CASE WHEN %1$s IS DISTINCT FROM %2$s THEN %3$L || coalesce(to_json(%4$s)::text, ''null'') END'
-             ELSE 'CASE WHEN record_image_ne(ROW(%1$s), ROW(%2$s)) THEN %3$L || coalesce(to_json(%4$s)::text, ''null'') END' END,
+                  OR (type IN ('text', 'character varying') AND tocsin.is_bytewise(w.relation, s.name))
+             THEN $q$CASE WHEN %1$s IS DISTINCT FROM %2$s THEN concat(%3$L, coalesce(to_json(%4$s), 'null')) END$q$
+             WHEN type = 'numeric' THEN $q$CASE WHEN numeric_send(%1$s) IS DISTINCT FROM numeric_send(%2$s) THEN concat(%3$L, coalesce(to_json(%4$s), 'null')) END$q$
+             ELSE $q$CASE WHEN record_image_ne(ROW(%1$s), ROW(%2$s)) THEN concat(%3$L, coalesce(to_json(%4$s), 'null')) END$q$ END,
         tocsin.value_source(s, old, w.relation), tocsin.value_source(s, new, w.relation), to_json(s.name::text) || ':', tocsin.json_source(s, old, w)),
         ', ' ORDER BY s.place)) AS part
     -- A call has at most 100 arguments.
@@ -149,6 +153,13 @@ FROM (
     WHERE w.columns IS NULL OR name = ANY (w.columns)
     GROUP BY part_number
 ) AS parts
+$$;
+
+-- Whether two values of a text column are equal only if they are the same bytes.
+CREATE OR REPLACE FUNCTION tocsin.is_bytewise(relation regclass, name name) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT coalesce(bool_and(c.collisdeterministic), false)
+FROM pg_attribute AS a JOIN pg_collation AS c ON c.oid = a.attcollation WHERE a.attrelid = relation AND a.attname = is_bytewise.name
 $$;
 
 -- Which leaf is written; evaluated once a statement, and not where it has no row. Only a sleeping listener holds the lock exclusively: a
@@ -160,21 +171,10 @@ SELECT format($q$(SELECT (CASE WHEN pg_try_advisory_xact_lock_shared(83900407149
 $$;
 
 -- What every row begins with: leaf, stmt, annotation.
-CREATE OR REPLACE FUNCTION tocsin.common_source(w tocsin.watched) RETURNS text
+CREATE OR REPLACE FUNCTION tocsin.common_source(w tocsin.watched, number text DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT concat_ws(', ', tocsin.leaf_source(), CASE WHEN tocsin.may_nest(w.relation) THEN '"tocsin:number"' ELSE 'NULL::bigint' END,
+SELECT concat_ws(', ', tocsin.leaf_source(), CASE WHEN tocsin.may_nest(w.relation) THEN coalesce(number, tocsin.number_source(NULL)) ELSE 'NULL::bigint' END,
                  $q$left(nullif(current_setting('tocsin.annotation', true), ''), 1024)$q$)
-$$;
-
--- Whether a statement on the table may run others inside it, whose capture then comes before its own: by a trigger AFTER its rows, or by
--- a foreign key that cascades. What a trigger BEFORE a row writes comes first anyway.
-CREATE OR REPLACE FUNCTION tocsin.may_nest(relation regclass) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl' AND evtenabled <> 'D')
-    OR EXISTS (
-        SELECT FROM tocsin.family(relation) AS f JOIN pg_trigger AS t ON t.tgrelid = f JOIN pg_proc AS p ON p.oid = t.tgfoid
-        WHERE p.pronamespace <> 'tocsin'::regnamespace AND t.tgtype & 66 = 0
-          AND p.proname !~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck$)')
 $$;
 
 -- How a key of one column becomes JSON: as a number, quoted, or (NULL) as to_json says.
@@ -211,8 +211,10 @@ BEGIN
 END $$;
 
 -- The INSERT into the journal for one operation: `from` is a FROM list, `new` and `old` are how their columns are reached, `whole_new`
--- and `whole_old` how the rows are. What would make an event too large is left NULL, and the event is told as truncated.
-CREATE OR REPLACE FUNCTION tocsin.insert_source(w tocsin.watched, op text, "from" text, new text, whole_new text, old text, whole_old text) RETURNS text
+-- and `whole_old` how the rows are; `place` is a row's place in its statement, where that is known. What would make an event too large is left NULL, and the event is told as truncated.
+CREATE OR REPLACE FUNCTION tocsin.insert_source(
+    w tocsin.watched, op text, "from" text, new text, whole_new text, old text, whole_old text, place text DEFAULT NULL
+) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     most integer := (SELECT max_event FROM tocsin.identity);
@@ -225,8 +227,9 @@ DECLARE
                            WHEN op = 'update' AND w.old = 'changed' THEN tocsin.changed_source(w, old, new) END;
     fits text := concat_ws(' + ', CASE WHEN new_value IS NOT NULL THEN 'octet_length(d.new)' END, CASE WHEN old_value IS NOT NULL THEN 'octet_length(d.old)' END);
     names text := 'leaf, stmt, annotation, envelope';
-    outer_list text := concat_ws(', ', tocsin.common_source(w), tocsin.envelope_of(w, op));
-    inner_list text;
+    numbered boolean := place IS NOT NULL AND tocsin.may_nest(w.relation);
+    outer_list text := concat_ws(', ', tocsin.common_source(w, CASE WHEN numbered THEN 'd.number' END), tocsin.envelope_of(w, op));
+    inner_list text := CASE WHEN numbered THEN tocsin.number_source(place) || ' AS number' END;
     field record;
 BEGIN
     FOR field IN
@@ -251,8 +254,9 @@ BEGIN
     FROM (SELECT %3$s
           FROM %4$s%5$s OFFSET 0) AS d$q$,
         names, outer_list, inner_list, "from",
-        CASE WHEN w.condition IS NOT NULL THEN
-            ' WHERE ' || concat_ws(' OR ', tocsin.condition_source(w, new), tocsin.condition_source(w, old)) ELSE '' END
+        coalesce(' WHERE ' || nullif(concat_ws(' AND ',
+            CASE WHEN w.condition IS NOT NULL THEN '(' || concat_ws(' OR ', tocsin.condition_source(w, new), tocsin.condition_source(w, old)) || ')' END,
+            CASE WHEN op = 'update' AND place IS NULL THEN 'NOT EXISTS (SELECT FROM "tocsin new" OFFSET 1)' END), ''), '')
         || CASE WHEN position('n.i' IN "from") > 0 THEN ' ORDER BY n.i' ELSE '' END);
 END $$;
 
@@ -269,30 +273,52 @@ BEGIN
     END LOOP;
     every := quote_ident(every);
     CASE op
-    WHEN 'insert' THEN
-        RETURN tocsin.insert_source(w, op, '"tocsin new" AS n', 'n', 'n.*', NULL, NULL) || ';';
-    WHEN 'delete' THEN
-        RETURN tocsin.insert_source(w, op, '"tocsin old" AS o', NULL, NULL, 'o', 'o.*') || ';';
+    WHEN 'insert', 'delete' THEN
+        RETURN tocsin.one_sided_source(w, op, every);
     WHEN 'update' THEN
         -- The executor adds to both transition tables at once, row by row, so a row's place in one is its place in the other,
         -- whatever became of its key.
-        pairs := format($q$IF (SELECT count(*) FROM (SELECT FROM "tocsin new" LIMIT 2) AS two) < 2 THEN %s;
-    ELSE %s;
+        -- One row, as most UPDATEs have, needs no places: the first INSERT writes nothing where there are more. The second one's plan is made for
+        -- the first such statement's number of rows and kept: a nested loop for two would be quadratic for a million.
+        pairs := format($q$%s;
+    IF NOT FOUND THEN
+        -- On its own, since what reads a table is run by the executor.
+        IF EXISTS (SELECT FROM "tocsin new" OFFSET 1) THEN
+            DECLARE
+                "tocsin:nestloop" text := current_setting('enable_nestloop');
+            BEGIN
+                PERFORM set_config('enable_nestloop', 'off', true);%s;
+                PERFORM set_config('enable_nestloop', "tocsin:nestloop", true);
+            END;
+        END IF;
     END IF;$q$,
             tocsin.insert_source(w, op, '"tocsin new" AS n, "tocsin old" AS o', 'n', 'n.*', 'o', 'o.*'),
             tocsin.insert_source(w, op, format(
                 '(SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n JOIN (SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o ON o.i = n.i',
-                every), '(n.r)', 'n.r', '(o.r)', 'o.r'));
+                every), '(n.r)', 'n.r', '(o.r)', 'o.r', 'n.i'));
         -- But a row that leaves its partition, and that a BEFORE INSERT trigger of the other one refuses, is deleted, and is in the
         -- old table alone. Then no place says anything; what is told instead is what became of the table.
         IF (SELECT relkind = 'p' FROM pg_class WHERE oid = w.relation) THEN
             pairs := format($q$IF (SELECT count(*) FROM "tocsin new") <> (SELECT count(*) FROM "tocsin old") THEN %s;%s;
-    ELS%s$q$, tocsin.insert_source(w, 'delete', '"tocsin old" AS o', NULL, NULL, 'o', 'o.*'),
+    ELSE%s
+    END IF;$q$, tocsin.insert_source(w, 'delete', '"tocsin old" AS o', NULL, NULL, 'o', 'o.*'),
                 tocsin.insert_source(w, 'insert', '"tocsin new" AS n', 'n', 'n.*', NULL, NULL), pairs);
         END IF;
         RETURN E'\n    ' || pairs;
     END CASE;
 END $$;
+
+-- Of INSERT and DELETE, whose rows are in one table; with the place of each only where the rows of one statement have several numbers.
+CREATE OR REPLACE FUNCTION tocsin.one_sided_source(w tocsin.watched, op text, every text) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog AS $$
+SELECT CASE WHEN tocsin.may_nest(w.relation) THEN format(E'\n    IF "tocsin:numbers" IS NULL THEN%s\n    ELSE%s\n    END IF;', plain || ';', placed || ';') ELSE plain || ';' END
+FROM (SELECT CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, '"tocsin new" AS n', 'n', 'n.*', NULL, NULL)
+                     ELSE tocsin.insert_source(w, op, '"tocsin old" AS o', NULL, NULL, 'o', 'o.*') END AS plain,
+             CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, format('(SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n', every),
+                                                             '(n.r)', 'n.r', NULL, NULL, 'n.i')
+                     ELSE tocsin.insert_source(w, op, format('(SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o', every),
+                                               NULL, NULL, '(o.r)', 'o.r', 'o.i') END AS placed) AS sources
+$$;
 
 CREATE OR REPLACE FUNCTION tocsin.truncate_source(w tocsin.watched) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
@@ -379,6 +405,7 @@ CREATE OR REPLACE FUNCTION tocsin.body(w tocsin.watched, op text, keys_only bool
 LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 DECLARE
     source text;
+    declared text;
 BEGIN
     IF op = 'truncate' THEN
         source := tocsin.truncate_source(w);
@@ -390,27 +417,35 @@ BEGIN
             source := tocsin.guarded(source, tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op)));
         END IF;
     END IF;
-    RETURN format(CASE WHEN tocsin.may_nest(w.relation) THEN $q$#variable_conflict use_column
-DECLARE
-    "tocsin:stack" text := 'tocsin.s' || TG_RELID || TG_OP;
-    "tocsin:numbers" text := current_setting("tocsin:stack", true);
-    -- A writer may set the setting to anything: what is no number is none.
-    "tocsin:first" text := split_part("tocsin:numbers", ' ', 1);
-    "tocsin:number" bigint := CASE WHEN length("tocsin:first") BETWEEN 1 AND 18 AND ltrim("tocsin:first", '0123456789') = '' THEN "tocsin:first" END;
-BEGIN
-    IF "tocsin:number" IS NULL THEN
-        "tocsin:number" := nextval('tocsin.seq');
-    ELSE
-        "tocsin:numbers" := set_config("tocsin:stack", substr("tocsin:numbers", strpos("tocsin:numbers", ' ') + 1), true);
+    IF tocsin.is_zoned(w) AND op <> 'truncate' THEN
+        -- To look is a tenth of what SET costs; most sessions have it so.
+        source := format($q$
+    IF "tocsin:zone" NOT IN ('UTC', 'Etc/UTC') THEN
+        PERFORM set_config('timezone', 'UTC', true);
     END IF;%s
-    RETURN NULL;
-END $q$ ELSE $q$#variable_conflict use_column
+    IF "tocsin:zone" NOT IN ('UTC', 'Etc/UTC') THEN
+        PERFORM set_config('timezone', "tocsin:zone", true);
+    END IF;$q$, source);
+        declared := $q$
+    "tocsin:zone" text := current_setting('timezone');$q$;
+    END IF;
+    IF tocsin.may_nest(w.relation) THEN
+        RETURN tocsin.numbered_source(w, op, source, coalesce(declared, ''));
+    END IF;
+    RETURN format($q$#variable_conflict use_column%s
 BEGIN%s
     RETURN NULL;
-END $q$ END, source);
+END $q$, E'\nDECLARE' || declared, source);
 END $body$;
 
--- The settings that the text of this table's values depends on, pinned. Each costs every statement about 0.15 µs.
+-- Whether the time zone alone is pinned inside the function, where it is another's.
+CREATE OR REPLACE FUNCTION tocsin.is_zoned(w tocsin.watched) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+SELECT position('timezone' IN tocsin.settings_source(w)) > 0 AND NOT tocsin.is_risky(w)
+$$;
+
+-- The settings that the text of this table's values depends on, pinned. Each costs every statement up to a microsecond. In JSON, dates are ISO
+-- always.
 CREATE OR REPLACE FUNCTION tocsin.settings_source(w tocsin.watched) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 WITH every (setting, types) AS (VALUES
@@ -425,7 +460,8 @@ WITH every (setting, types) AS (VALUES
     WHERE type <> ALL ('{boolean,smallint,integer,bigint,oid,numeric,text,character varying,character,uuid,json,jsonb,time without time zone}')
 )
 SELECT coalesce(string_agg(setting, ' '), '') FROM every
-WHERE types && ARRAY(SELECT type FROM present)
+WHERE (types && ARRAY(SELECT type FROM present) AND (setting NOT LIKE '%datestyle%' OR EXISTS (
+           SELECT FROM tocsin.shape(w.relation) AS s WHERE s.type = ANY (types) AND (s.key_place IS NOT NULL OR s.name = ANY (w.route)))))
    -- An array, a range, a type of the application's or a condition may depend on any.
    OR tocsin.is_risky(w) OR EXISTS (SELECT FROM present WHERE type <> ALL (SELECT unnest(e.types) FROM every AS e))
 $$;
@@ -460,11 +496,7 @@ BEGIN
     IF trouble IS NOT NULL THEN
         troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
     END IF;
-    -- Where nothing reads the number, a trigger that is there does nothing: to drop it would wait for every reader.
-    EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.begin_%s() RETURNS trigger LANGUAGE plpgsql AS %L',
-                   w.id, CASE WHEN tocsin.may_nest(w.relation) THEN (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.begin_statement'::regproc)
-                         ELSE 'BEGIN RETURN NULL; END' END);
-    EXECUTE format('REVOKE ALL ON FUNCTION tocsin.begin_%s() FROM PUBLIC', w.id);
+    PERFORM tocsin.build_numbering(w);
     FOREACH op IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP
         IF op <> ALL (w.ops) THEN
             EXECUTE format('DROP FUNCTION IF EXISTS tocsin.%s_%s() CASCADE', op, w.id);
@@ -472,8 +504,8 @@ BEGIN
         END IF;
         EXECUTE format($q$CREATE OR REPLACE FUNCTION tocsin.%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
             SET search_path = pg_catalog, pg_temp %s AS %L$q$, op, w.id,
-            -- The plan is made for the first statement's number of rows and kept: a nested loop for two would be quadratic for a million.
-            tocsin.settings_source(w) || CASE op WHEN 'update' THEN ' SET enable_nestloop = off' ELSE '' END, tocsin.body(w, op, trouble IS NOT NULL));
+            CASE WHEN tocsin.is_zoned(w) THEN replace(tocsin.settings_source(w), $s$SET timezone = 'UTC'$s$, '') ELSE tocsin.settings_source(w) END,
+            tocsin.body(w, op, trouble IS NOT NULL));
         EXECUTE format('REVOKE ALL ON FUNCTION tocsin.%s_%s() FROM PUBLIC', op, w.id);
     END LOOP;
     FOR member IN SELECT * FROM tocsin.family(w.relation) LOOP
@@ -500,15 +532,14 @@ LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     op text;
     there text[] := ARRAY(SELECT tgname || tgtype FROM pg_trigger WHERE tgrelid = member AND NOT tgisinternal);
-    -- pg_trigger.tgtype of BEFORE STATEMENT, for each operation.
-    bits smallint := 2;
 BEGIN
-    FOREACH op IN ARRAY w.ops LOOP
-        bits := bits | CASE op WHEN 'insert' THEN 4 WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 32 END;
-    END LOOP;
-    IF tocsin.may_nest(w.relation) AND format('tocsin_%s_begin%s', w.id, bits) <> ALL (there) THEN
-        EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%s_begin BEFORE %s ON %s FOR EACH STATEMENT EXECUTE FUNCTION tocsin.begin_%s()',
-                       w.id, array_to_string(w.ops, ' OR '), member, w.id);
+    IF tocsin.may_nest(w.relation) THEN
+        PERFORM tocsin.attach_numbering(w, member, there);
+    END IF;
+    -- MERGE into a partitioned table puts the row that it inserted last into the new rows of an UPDATE, instead of the updated one, unless a
+    -- partition has a trigger BEFORE INSERT. This one never fires.
+    IF member = w.relation AND tocsin.is_partitioned(member) AND 'update' = ANY (w.ops) AND format('tocsin_%s_merge7', w.id) <> ALL (there) THEN
+        EXECUTE format('CREATE OR REPLACE TRIGGER tocsin_%1$s_merge BEFORE INSERT ON %2$s FOR EACH ROW WHEN (false) EXECUTE FUNCTION tocsin.begin_%1$s()', w.id, member);
     END IF;
     FOREACH op IN ARRAY w.ops LOOP
         IF format('tocsin_%s_%s%s', w.id, op, CASE op WHEN 'insert' THEN 4 WHEN 'delete' THEN 8 WHEN 'update' THEN 16 ELSE 32 END) <> ALL (there) THEN
@@ -532,7 +563,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     name text;
 BEGIN
-    FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = member AND tgname ~ format('^tocsin_%s_', w.id) LOOP
+    FOR name IN SELECT tgname FROM pg_trigger WHERE tgrelid = member AND tgparentid = 0 AND tgname ~ format('^tocsin_%s_', w.id) LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', name, member);
     END LOOP;
     RETURN '{}';

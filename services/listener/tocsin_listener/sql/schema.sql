@@ -172,20 +172,6 @@ BEGIN
     END IF;
 END $$;
 
--- Draws the statement's number before its first row, so that a statement that runs inside it comes after it. The numbers of
--- nested statements of one table and kind lie on a stack: kept in a setting, they vanish with a rolled back savepoint.
--- It runs as the writer, and each name in it is qualified: so it costs a third of what SECURITY DEFINER with a search_path does.
-CREATE OR REPLACE FUNCTION tocsin.begin_statement() RETURNS trigger
-LANGUAGE plpgsql AS $$
-DECLARE
-    stack pg_catalog.text := 'tocsin.s' OPERATOR(pg_catalog.||) TG_RELID OPERATOR(pg_catalog.||) TG_OP;
-BEGIN
-    -- An assignment is evaluated without the executor, unlike PERFORM.
-    stack := pg_catalog.set_config(stack, pg_catalog.nextval('tocsin.seq') OPERATOR(pg_catalog.||) ' '
-        OPERATOR(pg_catalog.||) coalesce(pg_catalog.current_setting(stack, true), ''), true);
-    RETURN NULL;
-END $$;
-
 CREATE OR REPLACE FUNCTION tocsin.append(subject text, type text, key text, data text) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE

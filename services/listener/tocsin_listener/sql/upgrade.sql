@@ -11,4 +11,8 @@ BEGIN
     LOOP
         EXECUTE format('DROP FUNCTION %s', old.name);
     END LOOP;
+    -- They have one parameter more, with a default.
+    DROP FUNCTION IF EXISTS tocsin.common_source(tocsin.watched);
+    DROP FUNCTION IF EXISTS tocsin.insert_source(tocsin.watched, text, text, text, text, text, text);
+    DROP FUNCTION IF EXISTS tocsin.begin_statement();
 END $$;
