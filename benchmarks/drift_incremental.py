@@ -39,7 +39,7 @@ async def measure(
     taken = []
     table = await only(checker, sides)
     begin = time.perf_counter()
-    await checker.audit_table(sides, table)
+    await checker.auditor.audit_table(sides, table)
     taken.append(time.perf_counter() - begin)
     for number in range(rounds):
         await source.execute(f"UPDATE t SET a = a + 1 WHERE id % {rows // CHANGED} = {number + 1}")
@@ -47,7 +47,7 @@ async def measure(
             await asyncio.sleep(0.02)
         table = await only(checker, sides)
         begin = time.perf_counter()
-        await incremental.audit_changes(table, checker._audit_of(sides), lambda _name, outcome: check(outcome.rows))  # noqa: SLF001
+        await incremental.audit_changes(table, checker.auditor.audit_of(sides), lambda _name, outcome: check(outcome.rows))
         taken.append(time.perf_counter() - begin)
     assert checker.report().status == "in_sync", checker.report()
     return taken

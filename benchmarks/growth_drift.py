@@ -28,7 +28,7 @@ async def audit(running: Pipeline, drifted: int) -> float:
         begin = time.perf_counter()
         for table in await checker.take_stock(sides):
             assert isinstance(table, Comparable), table
-            await checker.audit_table(sides, table)
+            await checker.auditor.audit_table(sides, table)
         taken = time.perf_counter() - begin
     found = sum(t.missing + t.extra + t.different for t in checker.report().tables)
     assert found == drifted, f"{found} found, {drifted} planted"

@@ -60,7 +60,7 @@ class Room:
         async with open_sides(*self.urls) as sides:
             for table in await checker.take_stock(sides):
                 assert isinstance(table, Comparable), table
-                await checker.audit_table(sides, table)
+                await checker.auditor.audit_table(sides, table)
             native = (await inventory.take(sides.source, sides.replica, {})).native
         return checker.ledger, native
 
@@ -138,7 +138,7 @@ async def test_an_old_minor_version_of_the_source_is_told_and_audited_all_the_sa
         async with open_sides(*at.urls) as sides:
             [table] = await checker.take_stock(sides)
             assert isinstance(table, Comparable)
-            await checker.audit_table(sides, table)
+            await checker.auditor.audit_table(sides, table)
         report = checker.report()
         assert report.status == "in_sync"
         [finding] = [f for f in report.replication.findings if f.code.startswith("version")]

@@ -195,7 +195,7 @@ class _Run:
             bars.update(task, completed=outcome.rows, total=max(estimate, outcome.rows) or None, shown=f"{outcome.rows:,} rows")
 
         try:
-            await self._checker.audit_table(sides, table, on_block, self._state.begun(table))
+            await self._checker.auditor.audit_table(sides, table, on_block, self._state.begun(table))
         except BaseException:
             self._state.interrupted()
             raise

@@ -8,7 +8,8 @@ from typing import Final
 
 from tocsin import postgres
 from tocsin_check import repair, sessions
-from tocsin_check.checker import PATIENCE, Checker
+from tocsin_check.auditor import PATIENCE
+from tocsin_check.checker import Checker
 from tocsin_check.repair import Repair
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
@@ -56,7 +57,7 @@ class Mending:
                     written += batch
                 done += written
                 whole = checker.ledger.knows_all(name)
-                await checker.audit_again(sides, table, whole=not whole)
+                await checker.auditor.audit_again(sides, table, whole=not whole)
                 if whole or all(each.left for each in written):
                     break
         finally:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -17,12 +16,13 @@ from tocsin import postgres, retry
 from tocsin.errors import OperatorError, Unavailable
 from tocsin_check import inventory, report
 from tocsin_check.asked import Asked, Audit
-from tocsin_check.audit import OnBlock, Outcome, TableAudit
+from tocsin_check.audit import Outcome
+from tocsin_check.auditor import Auditor
 from tocsin_check.block_map import BlockMap, BlockReport
 from tocsin_check.changes import Changes, Stream
-from tocsin_check.fence import Fence, Lagging
+from tocsin_check.fence import Lagging
 from tocsin_check.findings import CounterWatch
-from tocsin_check.incremental import AuditOf, Incremental
+from tocsin_check.incremental import Incremental
 from tocsin_check.ledger import REST, Ledger
 from tocsin_check.pace import Pace
 from tocsin_check.pulse import Pulse
@@ -31,7 +31,6 @@ from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable, Unauditable
 
 EVERY: Final = timedelta(seconds=10)
-PATIENCE: Final = 5.0
 SHARE: Final = 0.25
 STALE_AFTER: Final = 6
 """A proof is stale once it is older than so many intervals."""
@@ -39,17 +38,6 @@ REST_BEFORE_FOLLOWED: Final = 4
 """A full audit may take a fourth of the time where it is the last one for long: from it on the event stream tells what to read."""
 
 log = structlog.get_logger("tocsin.check")
-
-_ONE_TABLE: Final = (
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedObjectError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-    asyncpg.DataError,
-)
-"""What concerns one table and not the session: changed, dropped, locked or forbidden during its audit."""
 
 
 class Checker:
@@ -74,8 +62,6 @@ class Checker:
         self._replica_url = replica_url
         self._every = every
         self.pace = pace or Pace(share=SHARE)
-        self._on_audit = on_audit or (lambda _table, _outcome: None)
-        self._publishing = publishing
         self._exact = exact
         self._asked = Asked()
         self._hashable: dict[str, bool] = {}
@@ -88,6 +74,15 @@ class Checker:
         self.ledger = Ledger()
         self.blocks = BlockMap()
         self.incremental = Incremental(*followed, self.ledger, self.blocks) if followed is not None else None
+        self.auditor = Auditor(
+            self.ledger,
+            self.blocks,
+            self.incremental,
+            self.pace,
+            on_audit=on_audit or (lambda _table, _outcome: None),
+            saw=self._pulse.saw,
+            publishing=publishing,
+        )
 
     @property
     def lag(self) -> float | None:
@@ -177,9 +172,9 @@ class Checker:
         moment = report.now()
         for table in tables:
             if self.incremental is not None and self.incremental.obstacle(table) is None:
-                await self._audit_part(sides, table, self.incremental)
+                await self.auditor.audit_part(sides, table, self.incremental)
             elif self.ledger.due(str(table.name), moment, self._every, rest=self._rest_of(table)):
-                await self.audit_table(sides, table)
+                await self.auditor.audit_table(sides, table)
             if self._asked:
                 return
 
@@ -224,7 +219,7 @@ class Checker:
                     async def on_block(outcome: Outcome, *, audit: Audit = audit, before: int = audit.rows) -> None:
                         audit.rows = before + outcome.rows
 
-                    await self.audit_table(sides, table, on_block)
+                    await self.auditor.audit_table(sides, table, on_block)
                     audit.done += 1
                 audit.status = "done"
             except Lagging as lagging:
@@ -235,84 +230,3 @@ class Checker:
             finally:
                 audit.table = None
                 audit.finished.set()
-
-    async def audit_table(self, sides: Sides, table: Comparable, on_block: OnBlock | None = None, begun: Outcome | None = None) -> None:
-        """One full audit, or the rest of one that was `begun`; its result stands in the ledger, and news goes into the event stream.
-
-        Raises Lagging, and what ends the session.
-        """
-        name = str(table.name)
-        started = time.monotonic()
-        complete = False
-        if self.incremental is not None:
-            self.incremental.full_begins(name)
-        try:
-            async with self._one_table(sides, name):
-                outcome = await self._audit_of(sides)(table, self.blocks.following(name, on_block)).run(begun)
-                self.blocks.complete(name)
-                news = self.ledger.proven(table, outcome, time.monotonic() - started)
-                self._took(sides, name, outcome)
-                complete = True
-                await self._tell(sides, table, news)
-        finally:
-            if not complete and self.incremental is not None:
-                self.incremental.full_failed(name)
-
-    async def audit_again(self, sides: Sides, table: Comparable, *, whole: bool) -> None:
-        """Look at the rows that had drifted once more, or at the whole table. Raises as audit_table."""
-        if whole:
-            await self.audit_table(sides, table)
-            return
-        name = str(table.name)
-        entry = self.ledger.get(name)
-        async with self._one_table(sides, name):
-            outcome = await self._audit_of(sides)(table, None).run_keys(entry.known() if entry is not None else [])
-            await self._tell(sides, table, self.ledger.judged(table, outcome, None))
-
-    async def _audit_part(self, sides: Sides, table: Comparable, incremental: Incremental) -> None:
-        """What changed, and a slice of what did not. Raises Lagging, and what ends the session."""
-        name = str(table.name)
-
-        def took(name: str, outcome: Outcome) -> None:
-            self._took(sides, name, outcome)
-
-        async with self._one_table(sides, name):
-            for part in (incremental.audit_changes, incremental.sweep):
-                await self._tell(sides, table, await part(table, self._audit_of(sides), took))
-            incremental.stock(table)
-
-    def _audit_of(self, sides: Sides) -> AuditOf:
-        return lambda table, on_block: TableAudit(sides, table, patience=PATIENCE, pace=self.pace, on_block=on_block)
-
-    def _took(self, sides: Sides, name: str, outcome: Outcome) -> None:
-        self._pulse.saw(sides.fence.lag)
-        self.ledger.checked(name, outcome.started)
-        self._on_audit(name, outcome)
-
-    @contextlib.asynccontextmanager
-    async def _one_table(self, sides: Sides, name: str) -> AsyncIterator[None]:
-        """What concerns this table alone becomes its status. Raises Lagging, and what ends the session."""
-        try:
-            yield
-        except Lagging as lagging:
-            self.ledger.set_status(name, "lagging", str(lagging))
-            raise
-        except _ONE_TABLE as error:
-            if sides.source.is_closed() or sides.replica.is_closed():
-                raise
-            self.ledger.set_status(name, "unauditable", f"it could not be read: {error}")
-
-    async def _tell(self, sides: Sides, table: Comparable, news: dict[str, Any] | None) -> None:
-        if news is None or not self._publishing:
-            return
-        what = "drift" if news["status"] == "drift" else "drift is gone"
-        log.info(what, table=str(table.name), missing=news["missing"], extra=news["extra"], different=news["different"])
-        await publish(sides.fence, table, news)
-
-
-async def publish(fence: Fence, table: Comparable, news: dict[str, Any]) -> None:
-    """Into the source's journal by tocsin.report_drift, where Tocsin is installed; from there the listener carries it."""
-    try:
-        await fence.report(table.name.schema, table.name.name, json.dumps(news))
-    except asyncpg.InsufficientPrivilegeError as error:
-        log.warning("the finding is not published", reason=str(error), fix="GRANT EXECUTE ON FUNCTION tocsin.report_drift TO the checker's user")

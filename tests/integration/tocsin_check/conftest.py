@@ -50,7 +50,7 @@ def audit(source_url: str, replica_url: str) -> Audit:
         async with open_sides(source_url, replica_url) as sides:
             for table in await checker.take_stock(sides):
                 if hasattr(table, "source"):
-                    await checker.audit_table(sides, table)
+                    await checker.auditor.audit_table(sides, table)
         audited = Audited({table.table: table for table in checker.report().tables})
         audited.ledger = checker.ledger
         return audited

@@ -42,7 +42,7 @@ class Room:
 
     async def full(self) -> TableReport:
         [table] = [t for t in await self.checker.take_stock(self.sides) if isinstance(t, Comparable) and t.name.name == "t"]
-        await self.checker.audit_table(self.sides, table)
+        await self.checker.auditor.audit_table(self.sides, table)
         return self.table
 
     @property

@@ -242,7 +242,7 @@ class Round:
             table = next(t for t in await checker.take_stock(sides) if str(t.name) == str(self.trial))
             if not isinstance(table, Comparable):
                 raise Broken(f"it can't be audited: {table.reason}", f"tocsin drift {self.trial.schema}.TABLE says more")
-            await checker.audit_table(sides, table)
+            await checker.auditor.audit_table(sides, table)
             done = await Mending(urls[1], apply=True, output=None, to_stdout=False).mend(sides, table, checker)
         if left := [repair.left for repair in done if repair.left]:
             raise Broken(f"{len(left)} of {len(done)} rows are not repaired: {left[0]}", "the user in TOCSIN_REPLICA_URL has to be allowed to write the table")
