@@ -186,14 +186,14 @@ async def test_the_listener_looks_by_itself_where_there_are_no_event_triggers(
             await unprivileged.execute("CREATE TABLE p PARTITION OF t DEFAULT; INSERT INTO p VALUES (1)")
         async with unprivileged.transaction():
             await unprivileged.execute("INSERT INTO p VALUES (2)")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 # Until the listener has waited for this transaction's lock, and has given up.
                 while not await source.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'p'::regclass AND NOT granted"):
                     await asyncio.sleep(0.01)
                 while await source.fetchval("SELECT count(*) FROM pg_locks WHERE relation = 'p'::regclass AND NOT granted"):
                     await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
-            while not await source.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'p'::regclass AND tgname LIKE 'tocsin%'"):
+        async with asyncio.timeout(60):
+            while not await source.fetchval("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'p'::regclass AND tgname = 'tocsin_1_insert'"):
                 await asyncio.sleep(0.05)
         await unprivileged.execute("INSERT INTO p VALUES (3)")
     finally:
