@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from tests.support.pipeline import Pipeline, pipeline
+from tests.support.pipeline import Pipeline, watched_table
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/tocsin.js"
@@ -68,14 +68,7 @@ async def follow(folder: Path, url: str, subject: str = ORDERS, **options: Any) 
 
 @pytest_asyncio.fixture(scope="module")
 async def running() -> AsyncIterator[Pipeline]:
-    async with pipeline() as started:
-        connection = await asyncpg.connect(started.source_url)
-        await connection.execute(TABLE)
-        await connection.close()
-        await started.tocsin("install")
-        await started.tocsin("watch", "orders")
-        await started.start("listener")
-        await started.start("gateway")
+    async with watched_table(TABLE, "orders") as started:
         yield started
 
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.support.pipeline import Pipeline, pipeline
+from tests.support.pipeline import Pipeline, watched_table
 from tests.support.proxy import TcpProxy
 
 pytestmark = pytest.mark.browser
@@ -34,14 +34,7 @@ class Opened:
 
 @pytest_asyncio.fixture(scope="module")
 async def running() -> AsyncIterator[Pipeline]:
-    async with pipeline() as started:
-        connection = await asyncpg.connect(started.source_url)
-        await connection.execute(TABLE)
-        await connection.close()
-        await started.tocsin("install")
-        await started.tocsin("watch", "orders")
-        await started.start("listener")
-        await started.start("gateway")
+    async with watched_table(TABLE, "orders") as started:
         yield started
 
 

@@ -152,6 +152,20 @@ async def pipeline(
                 await server.stop()
 
 
+@contextlib.asynccontextmanager
+async def watched_table(create: str, *watch: str) -> AsyncIterator[Pipeline]:
+    """A pipeline with one table, made by the statement `create` and watched as `tocsin watch` is told; listener and gateway run."""
+    async with pipeline() as running:
+        connection = await asyncpg.connect(running.source_url)
+        await connection.execute(create)
+        await connection.close()
+        await running.tocsin("install")
+        await running.tocsin("watch", *watch)
+        await running.start("listener")
+        await running.start("gateway")
+        yield running
+
+
 def _environment(source: PostgresServer, replica: PostgresServer | None, nats: NatsServer, settings: Mapping[str, str]) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOCSIN_")}
     return {

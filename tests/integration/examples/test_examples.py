@@ -14,7 +14,7 @@ import asyncpg
 import httpx
 import pytest_asyncio
 
-from tests.support.pipeline import Pipeline, pipeline
+from tests.support.pipeline import Pipeline, watched_table
 from tocsin.stack.process import free_port
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -22,14 +22,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 @pytest_asyncio.fixture(scope="module")
 async def running() -> AsyncIterator[Pipeline]:
-    async with pipeline() as started:
-        connection = await asyncpg.connect(started.source_url)
-        await connection.execute("CREATE TABLE orders (id int PRIMARY KEY, customer_id int NOT NULL, status text NOT NULL)")
-        await connection.close()
-        await started.tocsin("install")
-        await started.tocsin("watch", "orders", "--route", "customer_id")
-        await started.start("listener")
-        await started.start("gateway")
+    async with watched_table(
+        "CREATE TABLE orders (id int PRIMARY KEY, customer_id int NOT NULL, status text NOT NULL)", "orders", "--route", "customer_id"
+    ) as started:
         yield started
 
 
