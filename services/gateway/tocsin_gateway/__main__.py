@@ -119,7 +119,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
 
 def _app(settings: Settings, gateway: Gateway, link: broker.Link, worker: Worker | None) -> FastAPI:
     prefix, source, stream = settings.subject_prefix, settings.source_name, settings.stream_name
-    catalogue = Catalogue(STATIC / "asyncapi.json", settings.database_url, prefix, source)
+    catalogue = Catalogue(STATIC / "asyncapi.json", gateway.watched, prefix, source)
     state = State(gateway, link, stream, prefix, source)
     why = Why(gateway, link, stream, f"{prefix}.{encode_token(source)}")
     common = () if worker is None else (metrics_route(worker, gateway.registry),)

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import time
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 import msgspec
-import structlog
 
-from tocsin import postgres
-from tocsin.errors import TocsinError
-from tocsin.sql import load_queries
 from tocsin.subject import Pattern, change_subject, encode_token
 from tocsin_gateway.grant import Grant
 from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.watched import Watched
 
-log = structlog.get_logger("tocsin.gateway")
-
-FRESH_SECONDS: Final = 30.0
-QUERY_SECONDS: Final = 3.0
 TYPES: Final[dict[str, tuple[str, ...]]] = {
     "boolean": ("boolean",),
     **dict.fromkeys(("smallint", "integer", "bigint", "oid"), ("integer",)),
@@ -33,20 +23,16 @@ TYPES: Final[dict[str, tuple[str, ...]]] = {
 }
 EXACT: Final = frozenset({"bigint", "numeric"})
 FORMATS: Final = {"uuid": "uuid", "date": "date", "timestamp with time zone": "date-time"}
-_SQL: Final = load_queries("tocsin_gateway", "catalogue.sql")
 
 
 class Catalogue:
-    """The document; asked of the source at most every FRESH_SECONDS, and only when somebody wants it."""
+    """The document, made when somebody wants it."""
 
-    def __init__(self, generic: Path, database_url: str | None = None, prefix: str = "pg", source: str = "") -> None:
+    def __init__(self, generic: Path, watched: Watched | None = None, prefix: str = "pg", source: str = "") -> None:
         self._generic: Final[dict[str, Any]] = msgspec.json.decode(generic.read_bytes())
-        self._database_url = database_url
+        self._watched = watched or Watched()
         self._prefix = prefix
         self._source = source
-        self._asking = asyncio.Lock()
-        self._rows: list[Mapping[str, Any]] = []
-        self._read_at = float("-inf")
 
     @property
     def generic(self) -> dict[str, Any]:
@@ -55,13 +41,10 @@ class Catalogue:
 
     async def document(self, grant: Grant | None) -> dict[str, Any]:
         """With the tables all of whose changes the client may have; the generic one where that is none, or the source can't be asked."""
-        if self._database_url is None or grant is None:
+        if not self._watched.known or grant is None:
             return self._generic
-        async with self._asking:
-            if time.monotonic() - self._read_at >= FRESH_SECONDS:
-                self._rows = await self._read(self._database_url)
-                self._read_at = time.monotonic()
-        tables = [(names, list(rows)) for names, rows in groupby(self._rows, key=lambda row: (row["schema"], row["table"]))]
+        rows = await self._watched.rows()
+        tables = [(names, list(rows)) for names, rows in groupby(rows, key=lambda row: (row["schema"], row["table"]))]
         return described(self._generic, self._prefix, self._source, [rows for names, rows in tables if self._may_see(grant, *names)])
 
     def _may_see(self, grant: Grant, schema: str, table: str) -> bool:
@@ -70,18 +53,6 @@ class Catalogue:
         except ProtocolError:
             return False
         return True
-
-    async def _read(self, database_url: str) -> list[Mapping[str, Any]]:
-        try:
-            async with asyncio.timeout(QUERY_SECONDS):
-                connection = await postgres.connect(database_url, setting="TOCSIN_DATABASE_URL", application="tocsin gateway catalogue", timeout=QUERY_SECONDS)
-                try:
-                    return [dict(row) for row in await connection.fetch(_SQL["watched"])]
-                finally:
-                    await postgres.close(connection)
-        except (TocsinError, asyncpg.PostgresError, OSError, TimeoutError) as error:
-            log.info("the source's tables are not described", reason=str(error) or type(error).__name__)
-            return self._rows
 
 
 def described(generic: Mapping[str, Any], prefix: str, source: str, tables: Iterable[list[Mapping[str, Any]]]) -> dict[str, Any]:

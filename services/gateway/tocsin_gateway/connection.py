@@ -124,7 +124,9 @@ class Connection:
         query = self._socket.query_params
         for number, subject in enumerate(query.getlist("subject")):
             try:
-                session.handle(protocol.from_query(str(number), subject, query.get("since", "now"), query.get("where"), query.getlist("select")))
+                request = protocol.from_query(str(number), subject, query.get("since", "now"), query.get("where"), query.getlist("select"))
+                await self._gateway.watched.check(request, session.grant)
+                session.handle(request)
             except ProtocolError as problem:
                 self._tell(problem, outbox)
                 if problem.code == "unauthenticated":
@@ -153,6 +155,8 @@ class Connection:
         if isinstance(message, protocol.Publish):
             await session.publish(message)
             return
+        if isinstance(message, protocol.Subscribe):
+            await self._gateway.watched.check(message, session.grant)
         if not isinstance(message, protocol.Auth):
             session.handle(message)
             return

@@ -26,6 +26,7 @@ from tocsin_gateway.revocation import Revocations
 from tocsin_gateway.session import Session
 from tocsin_gateway.snapshot import Snapshots
 from tocsin_gateway.tickets import Tickets
+from tocsin_gateway.watched import Watched
 
 
 class Gateway:
@@ -61,6 +62,7 @@ class Gateway:
         self._link = link
         self._stream = stream
         self.history = History(link, stream)
+        self.watched = Watched(database_url, source)
         self._snapshots = Snapshots(database_url, stream, source)
         self._sessions: dict[Session, str] = {}
         self._stopping = False

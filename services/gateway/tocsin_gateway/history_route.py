@@ -55,6 +55,7 @@ async def _selection(gateway: Gateway, request: Request, asked: Subscribe) -> Se
     if grant is None:
         raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
     grant.check(pattern, None)
+    await gateway.watched.check(asked, grant)
     return Selection.of(pattern, where, select, grant.visibility)
 
 

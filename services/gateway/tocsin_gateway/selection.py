@@ -88,7 +88,11 @@ class Selection:
         seen = _holds(rule, values)
         if seen is None:
             return Unseen(_forbidden(rule, table))
-        if not seen or (self._where is not None and not self._where.holds(values) and (row is not None or values.have(self._where.columns))):
+        if (
+            not seen
+            or self._asks_hidden(hidden)
+            or (self._where is not None and not self._where.holds(values) and (row is not None or values.have(self._where.columns)))
+        ):
             return None
         return _without(key, hidden), None if row is None else self.project(row, hidden)
 
@@ -106,7 +110,13 @@ class Selection:
             return Shown(event.payload) if shown else None
         if change.op == "truncate":
             return Shown(event.payload)
+        if self._asks_hidden(hidden):
+            return None
         return _Judging(event, change, self, self._where, rule, hidden).judgement()
+
+    def _asks_hidden(self, hidden: frozenset[str]) -> bool:
+        """A hidden column is one that the rows do not have, and holds nothing: which rows match would tell its values."""
+        return self._where is not None and not self._where.columns.isdisjoint(hidden)
 
     def project(self, row: Fields, hidden: frozenset[str]) -> Fields:
         return {name: raw for name, raw in row.items() if (self._columns is None or name in self._columns) and name not in hidden}

@@ -137,7 +137,9 @@ class EventStream(Response):
         outbox.may_resume = len(subjects) == 1 and since != "snapshot"
         outbox.resumes_behind_rows = len(subjects) == 1
         for number, subject in enumerate(subjects):
-            session.handle(protocol.from_query(str(number), subject, since, request.query_params.get("where"), request.query_params.getlist("select")))
+            asked = protocol.from_query(str(number), subject, since, request.query_params.get("where"), request.query_params.getlist("select"))
+            await self._gateway.watched.check(asked, session.grant)
+            session.handle(asked)
         return None if session.grant is None else seconds_left(session.grant)
 
     async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:

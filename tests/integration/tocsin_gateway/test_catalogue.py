@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import asyncpg
 import httpx
 import jwt
+import pytest
 import pytest_asyncio
 
 from tests.support import oracle
+from tests.support.gateway import RunningGateway, peer
 from tests.support.pipeline import Pipeline, pipeline
 from tests.support.schema import problems, resolve
+from tocsin.client import SubscribeError, subscribe
 
 SECRET = "a secret of at least thirty-two bytes"
 ORDERS = "change-public-orders"
@@ -100,6 +105,40 @@ async def test_real_events_fit_the_description_of_their_table(running: Pipeline)
     assert problems({**seen.events[0]["data"], "new": {"id": "one"}}, schema, made) != []
 
 
+@pytest.mark.parametrize(("field", "asked", "code"), [("where", {"totl": {"eq": 1}}, "bad-where"), ("select", ["id", "totl"], "bad-message")])
+async def test_a_column_that_the_table_does_not_have_is_refused_and_named(running: Pipeline, field: str, asked: Any, code: str) -> None:
+    """On the socket, in its address, over SSE, in history and in a snapshot: it matched nothing before, in silence."""
+    subject, gateway = "pg.shop.change.public.orders.>", RunningGateway(int(running.environment["TOCSIN_GATEWAY_PORT"]))
+    query = {"subject": subject, field: json.dumps(asked)}
+    async with peer(gateway) as client:
+        for since in ("now", "start", "snapshot"):
+            refused = await client.subscribe(subject, since=since, **{field: asked})
+            assert (refused["op"], refused.get("code")) == ("error", code)
+            assert all(word in refused["message"] for word in (field, "public.orders", "'totl'", "id, total, big"))
+        assert (await client.subscribe("pg.shop.change.>", **{field: asked}))["op"] == "subscribed", "of several tables none is known to lack it"
+    async with peer(gateway, "?" + urlencode(query)) as client:
+        assert (await client.next())["code"] == code
+    async with httpx.AsyncClient() as http:
+        for path in ("sse", "events"):
+            answer = await http.get(f"{running.gateway_url}/{path}", params=query)
+            assert (answer.status_code, answer.json()["code"]) == (400, code)
+    with pytest.raises(SubscribeError, match=r"totl.*id, total, big"):
+        async for _ in subscribe(running.socket_url, subject, **{field: asked}):
+            pass
+
+
+async def test_a_column_that_was_added_just_now_is_known(running: Pipeline) -> None:
+    source = await asyncpg.connect(running.source_url)
+    async with peer(RunningGateway(int(running.environment["TOCSIN_GATEWAY_PORT"]))) as client:
+        assert (await client.subscribe("pg.shop.change.public.orders.>", "a", select=["id"]))["op"] == "subscribed"
+        await source.execute("ALTER TABLE orders ADD fresh int")
+        async with asyncio.timeout(5):
+            while (await client.subscribe("pg.shop.change.public.orders.>", "b", select=["fresh"]))["op"] == "error":
+                await asyncio.sleep(0.1)
+    await source.execute("ALTER TABLE orders DROP fresh")
+    await source.close()
+
+
 async def test_a_token_sees_its_tables_and_a_lost_source_leaves_the_last_description(running: Pipeline) -> None:
     port = running.environment["TOCSIN_GATEWAY_PORT"]
     await running.stop("gateway")
@@ -108,6 +147,14 @@ async def test_a_token_sees_its_tables_and_a_lost_source_leaves_the_last_descrip
     token = jwt.encode({"exp": time.time() + 60, "subscribe": ["pg.shop.change.public.orders.>"]}, SECRET, "HS256")
     assert set((await document(url))["channels"]) == {"socket"}
     assert set((await document(url, {"authorization": f"Bearer {token}"}))["channels"]) == {"socket", ORDERS}
+    claims = {"exp": time.time() + 60, "subscribe": ["pg.shop.change.public.orders.>"], "hidden": {"public.orders": ["total"]}}
+    async with peer(RunningGateway(int(port))) as client:
+        await client.send(op="auth", token=jwt.encode(claims, SECRET, "HS256"))
+        await client.next()
+        refused = await client.subscribe("pg.shop.change.public.orders.>", where={"total": {"gt": 1}})
+        assert (refused["code"], "id, big" in refused["message"]) == ("bad-where", True), "a hidden column is one that is not there"
+        refused = await client.subscribe("pg.shop.change.public.odd%2Ename%20%25.>", where={"c": {"eq": 1}})
+        assert (refused["code"], "a, b" in refused["message"]) == ("forbidden", False), "who may not have the table is not told its columns"
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{url}/asyncapi.json", headers={"authorization": "Bearer nonsense"})).status_code == 401
     await running.stop("guarded")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tocsin.subject import Pattern
+from tocsin_gateway.change import fields_of
 from tocsin_gateway.cloudevents import BareOutbox
 from tocsin_gateway.condition import Where
 from tocsin_gateway.frames import StreamEvent, addressed
@@ -105,6 +106,19 @@ def test_no_value_of_a_row_outside_the_rule_and_no_hidden_column_leaves(before: 
         assert after is None or (b"100" not in shown.payload and b"200" not in shown.payload), "neither the new key nor the new route"
     if not sees_before:
         assert b"before" not in shown.payload
+
+
+@pytest.mark.parametrize("condition", [{"eq": "x"}, {"ne": "y"}, {"null": False}, {"null": True}, {"gte": ""}])
+def test_which_rows_match_tells_nothing_of_a_hidden_column(condition: dict[str, Any]) -> None:
+    """Otherwise its values could be searched for with `where`, in events and in a snapshot's rows."""
+    hiding = Visibility.from_claims({}, {"public.orders": ["note"]})
+    selection, plain = (Selection.of(Pattern("pg.>"), Where({"note": condition}), None, visibility) for visibility in (hiding, Visibility()))
+    assert selection is not None
+    assert plain is not None
+    event = change_event({"id": 1, "note": "x"}, {"id": 1, "note": "x"}, "full")
+    assert selection.judge(event) is None
+    assert selection.row(("public", "orders"), {}, fields_of(b'{"id":1,"note":"x"}')) is None
+    assert (plain.judge(event) is not None) == (condition != {"null": True})
 
 
 def test_a_hidden_key_column_goes_from_the_key_and_from_the_subject_that_is_its_text() -> None:
