@@ -59,12 +59,13 @@ async def watch(
         raise OperatorError("no table is named", "tocsin watch TABLE…")
     async with connection.transaction():
         await connection.execute("SELECT set_config('lock_timeout', $1, true), set_config('client_min_messages', 'warning', true)", lock_timeout)
+        relations = []
         for name in tables:
-            relation = await find_table(connection, name)
-            await _check_columns(connection, relation, [*(columns or ()), *route])
-            await _watch_one(connection, relation, [list(ops), list(columns) if columns else None, list(route), old, when, exact_numbers])
-    every = {entry.relation: entry for entry in await watched(connection)}
-    return [every[await _shown(connection, await find_table(connection, name))] for name in tables]
+            relations.append(await find_table(connection, name))
+            await _check_columns(connection, relations[-1], [*(columns or ()), *route])
+            await _watch_one(connection, relations[-1], [list(ops), list(columns) if columns else None, list(route), old, when, exact_numbers])
+    found = await _watched(connection, relations)
+    return [found[relation] for relation in relations]
 
 
 async def unwatch(connection: asyncpg.Connection, tables: Sequence[str]) -> list[str]:
@@ -89,17 +90,24 @@ async def unwatch(connection: asyncpg.Connection, tables: Sequence[str]) -> list
 async def watched(connection: asyncpg.Connection) -> list[Watched]:
     """Every watched table, by name."""
     await require_installed(connection)
+    return list((await _watched(connection, None)).values())
+
+
+async def _watched(connection: asyncpg.Connection, relations: list[int] | None) -> dict[int, Watched]:
+    """By oid, in the order of the names."""
     rows = await connection.fetch(
-        """SELECT w.relation::text AS relation, w.ops, w.columns, w.route, w.old, w.condition, w.exact_numbers,
+        """SELECT w.relation::oid AS oid, w.relation::text AS relation, w.ops, w.columns, w.route, w.old, w.condition, w.exact_numbers,
                   ARRAY(SELECT s.name::text FROM tocsin.shape(w.relation) AS s WHERE s.key_place IS NOT NULL ORDER BY s.key_place) AS key,
                   tocsin.token(n.nspname) || '.' || tocsin.token(c.relname) AS subject
            FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
-           ORDER BY n.nspname, c.relname"""
+           WHERE $1::oid[] IS NULL OR w.relation = ANY ($1)
+           ORDER BY n.nspname, c.relname""",
+        relations,
     )
-    return [
-        Watched(r["relation"], r["ops"], r["columns"], r["route"], r["old"], r["condition"], r["exact_numbers"], r["key"], f"change.{r['subject']}")
+    return {
+        r["oid"]: Watched(r["relation"], r["ops"], r["columns"], r["route"], r["old"], r["condition"], r["exact_numbers"], r["key"], f"change.{r['subject']}")
         for r in rows
-    ]
+    }
 
 
 async def find_table(connection: asyncpg.Connection, name: str) -> int:
@@ -108,7 +116,7 @@ async def find_table(connection: asyncpg.Connection, name: str) -> int:
         """SELECT c.oid, c.relkind::text AS kind, n.nspname, c.relpersistence::text AS persistence
            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-             AND ((c.relname = $1::text AND pg_table_is_visible(c.oid)) OR n.nspname || '.' || c.relname = $1::text OR c.oid = tocsin.named($1::text))
+             AND ((c.relname = $1::text AND pg_table_is_visible(c.oid)) OR n.nspname || '.' || c.relname = $1::text OR c.oid = (SELECT tocsin.named($1::text)))
            ORDER BY (c.relname = $1::text AND pg_table_is_visible(c.oid)) DESC, n.nspname || '.' || c.relname = $1::text DESC LIMIT 1""",
         name,
     )
@@ -147,6 +155,8 @@ def _check_ops(ops: Sequence[str]) -> None:
 
 
 async def _check_columns(connection: asyncpg.Connection, relation: int, names: Sequence[str]) -> None:
+    if not names:
+        return
     rows = await connection.fetch("SELECT name::text AS name FROM tocsin.shape($1::oid::regclass)", relation)
     known = [row["name"] for row in rows]
     for name in names:

@@ -124,7 +124,7 @@ async def test_the_writers_settings_do_not_show(installed: asyncpg.Connection, e
 
 
 async def test_the_writers_time_zone_does_not_show_and_stays_its_own(installed: asyncpg.Connection, events: Events) -> None:
-    """Where nothing but the time zone matters it is looked at, and set and put back only where it is another."""
+    """Nor the style of dates, which is not pinned where JSON alone is told."""
     await installed.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, day date)")
     await watch(installed, ["t"], old="full")
     for zone in ("UTC", "Etc/UTC", "Asia/Tokyo", "<+05>-05"):

@@ -173,7 +173,7 @@ $$;
 -- What every row begins with: leaf, stmt, annotation.
 CREATE OR REPLACE FUNCTION tocsin.common_source(w tocsin.watched, number text DEFAULT NULL) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT concat_ws(', ', tocsin.leaf_source(), CASE WHEN tocsin.may_nest(w.relation) THEN coalesce(number, tocsin.number_source(NULL)) ELSE 'NULL::bigint' END,
+SELECT concat_ws(', ', tocsin.leaf_source(), CASE WHEN w.nests THEN coalesce(number, tocsin.number_source(NULL)) ELSE 'NULL::bigint' END,
                  $q$left(nullif(current_setting('tocsin.annotation', true), ''), 1024)$q$)
 $$;
 
@@ -227,7 +227,7 @@ DECLARE
                            WHEN op = 'update' AND w.old = 'changed' THEN tocsin.changed_source(w, old, new) END;
     fits text := concat_ws(' + ', CASE WHEN new_value IS NOT NULL THEN 'octet_length(d.new)' END, CASE WHEN old_value IS NOT NULL THEN 'octet_length(d.old)' END);
     names text := 'leaf, stmt, annotation, envelope';
-    numbered boolean := place IS NOT NULL AND tocsin.may_nest(w.relation);
+    numbered boolean := place IS NOT NULL AND w.nests;
     outer_list text := concat_ws(', ', tocsin.common_source(w, CASE WHEN numbered THEN 'd.number' END), tocsin.envelope_of(w, op));
     inner_list text := CASE WHEN numbered THEN tocsin.number_source(place) || ' AS number' END;
     field record;
@@ -311,7 +311,7 @@ END $$;
 -- Of INSERT and DELETE, whose rows are in one table; with the place of each only where the rows of one statement have several numbers.
 CREATE OR REPLACE FUNCTION tocsin.one_sided_source(w tocsin.watched, op text, every text) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog AS $$
-SELECT CASE WHEN tocsin.may_nest(w.relation) THEN format(E'\n    IF "tocsin:numbers" IS NULL THEN%s\n    ELSE%s\n    END IF;', plain || ';', placed || ';') ELSE plain || ';' END
+SELECT CASE WHEN w.nests THEN format(E'\n    IF "tocsin:numbers" IS NULL THEN%s\n    ELSE%s\n    END IF;', plain || ';', placed || ';') ELSE plain || ';' END
 FROM (SELECT CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, '"tocsin new" AS n', 'n', 'n.*', NULL, NULL)
                      ELSE tocsin.insert_source(w, op, '"tocsin old" AS o', NULL, NULL, 'o', 'o.*') END AS plain,
              CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, format('(SELECT row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n', every),
@@ -405,7 +405,6 @@ CREATE OR REPLACE FUNCTION tocsin.body(w tocsin.watched, op text, keys_only bool
 LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 DECLARE
     source text;
-    declared text;
 BEGIN
     IF op = 'truncate' THEN
         source := tocsin.truncate_source(w);
@@ -413,36 +412,18 @@ BEGIN
         source := tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op));
     ELSE
         source := tocsin.statement_source(w, op);
-        IF tocsin.is_risky(w) THEN
+        IF w.risky THEN
             source := tocsin.guarded(source, tocsin.guarded(tocsin.keys_source(w, op), tocsin.blind_source(w, op)));
         END IF;
     END IF;
-    IF tocsin.is_zoned(w) AND op <> 'truncate' THEN
-        -- To look is a tenth of what SET costs; most sessions have it so.
-        source := format($q$
-    IF "tocsin:zone" NOT IN ('UTC', 'Etc/UTC') THEN
-        PERFORM set_config('timezone', 'UTC', true);
-    END IF;%s
-    IF "tocsin:zone" NOT IN ('UTC', 'Etc/UTC') THEN
-        PERFORM set_config('timezone', "tocsin:zone", true);
-    END IF;$q$, source);
-        declared := $q$
-    "tocsin:zone" text := current_setting('timezone');$q$;
+    IF w.nests THEN
+        RETURN tocsin.numbered_source(w, op, source);
     END IF;
-    IF tocsin.may_nest(w.relation) THEN
-        RETURN tocsin.numbered_source(w, op, source, coalesce(declared, ''));
-    END IF;
-    RETURN format($q$#variable_conflict use_column%s
+    RETURN format($q$#variable_conflict use_column
 BEGIN%s
     RETURN NULL;
-END $q$, E'\nDECLARE' || declared, source);
+END $q$, source);
 END $body$;
-
--- Whether the time zone alone is pinned inside the function, where it is another's.
-CREATE OR REPLACE FUNCTION tocsin.is_zoned(w tocsin.watched) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT position('timezone' IN tocsin.settings_source(w)) > 0 AND NOT tocsin.is_risky(w)
-$$;
 
 -- The settings that the text of this table's values depends on, pinned. Each costs every statement up to a microsecond. In JSON, dates are ISO
 -- always.
@@ -463,7 +444,7 @@ SELECT coalesce(string_agg(setting, ' '), '') FROM every
 WHERE (types && ARRAY(SELECT type FROM present) AND (setting NOT LIKE '%datestyle%' OR EXISTS (
            SELECT FROM tocsin.shape(w.relation) AS s WHERE s.type = ANY (types) AND (s.key_place IS NOT NULL OR s.name = ANY (w.route)))))
    -- An array, a range, a type of the application's or a condition may depend on any.
-   OR tocsin.is_risky(w) OR EXISTS (SELECT FROM present WHERE type <> ALL (SELECT unnest(e.types) FROM every AS e))
+   OR w.risky OR EXISTS (SELECT FROM present WHERE type <> ALL (SELECT unnest(e.types) FROM every AS e))
 $$;
 
 -- Whether the function as it stands can be planned: names, types and the condition. NULL, or what is wrong.
@@ -491,7 +472,7 @@ DECLARE
     trouble text;
     troubles text[] := '{}';
 BEGIN
-    SELECT * INTO STRICT w FROM tocsin.watched WHERE id = watch FOR UPDATE;
+    UPDATE tocsin.watched AS u SET nests = tocsin.may_nest(u.relation), risky = tocsin.is_risky(u) WHERE u.id = watch RETURNING u.* INTO STRICT w;
     trouble := tocsin.trouble(w);
     IF trouble IS NOT NULL THEN
         troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
@@ -504,8 +485,7 @@ BEGIN
         END IF;
         EXECUTE format($q$CREATE OR REPLACE FUNCTION tocsin.%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
             SET search_path = pg_catalog, pg_temp %s AS %L$q$, op, w.id,
-            CASE WHEN tocsin.is_zoned(w) THEN replace(tocsin.settings_source(w), $s$SET timezone = 'UTC'$s$, '') ELSE tocsin.settings_source(w) END,
-            tocsin.body(w, op, trouble IS NOT NULL));
+            tocsin.settings_source(w), tocsin.body(w, op, trouble IS NOT NULL));
         EXECUTE format('REVOKE ALL ON FUNCTION tocsin.%s_%s() FROM PUBLIC', op, w.id);
     END LOOP;
     FOR member IN SELECT * FROM tocsin.family(w.relation) LOOP
@@ -533,7 +513,7 @@ DECLARE
     op text;
     there text[] := ARRAY(SELECT tgname || tgtype FROM pg_trigger WHERE tgrelid = member AND NOT tgisinternal);
 BEGIN
-    IF tocsin.may_nest(w.relation) THEN
+    IF w.nests THEN
         PERFORM tocsin.attach_numbering(w, member, there);
     END IF;
     -- MERGE into a partitioned table puts the row that it inserted last into the new rows of an UPDATE, instead of the updated one, unless a

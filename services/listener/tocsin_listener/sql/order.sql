@@ -124,7 +124,7 @@ SELECT CASE WHEN place IS NULL THEN '"tocsin:number"'
 $$;
 
 -- What frames the body of a trigger function whose statements are numbered.
-CREATE OR REPLACE FUNCTION tocsin.numbered_source(w tocsin.watched, op text, source text, declared text) RETURNS text
+CREATE OR REPLACE FUNCTION tocsin.numbered_source(w tocsin.watched, op text, source text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $body$
 SELECT format(CASE WHEN op = 'truncate' THEN $q$#variable_conflict use_column
 DECLARE
@@ -142,7 +142,7 @@ DECLARE
     "tocsin:marks" text := current_setting(%2$L, true);
     "tocsin:number" bigint;
     "tocsin:numbers" bigint[];
-    "tocsin:starts" bigint[];%6$s
+    "tocsin:starts" bigint[];
 BEGIN
     -- One run and nothing under it, as nearly always.
     IF %4$s THEN
@@ -160,13 +160,13 @@ END $q$ END, source, tocsin.marks_setting(w, op), CASE op WHEN 'delete' THEN '"t
          -- A run of less depth is of a statement around this one, which then has no rows.
          ELSE $q$length("tocsin:marks") < 20 AND translate("tocsin:marks", '0123456789', '') = '  '
        AND nullif(split_part("tocsin:marks", ' ', 2), '')::bigint >= pg_trigger_depth() - 1$q$ END,
-    tocsin.is_framed(w, op)::text, declared)
+    tocsin.is_framed(w, op)::text)
 $body$;
 
 -- The trigger BEFORE the statement, which an operation that needs none may have from before.
 CREATE OR REPLACE FUNCTION tocsin.begin_source(w tocsin.watched) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $body$
-SELECT CASE WHEN NOT tocsin.may_nest(w.relation) THEN 'BEGIN RETURN NULL; END' ELSE format($q$
+SELECT CASE WHEN NOT w.nests THEN 'BEGIN RETURN NULL; END' ELSE format($q$
 DECLARE
     setting pg_catalog.text := 'tocsin.s' OPERATOR(pg_catalog.||) TG_RELID OPERATOR(pg_catalog.||) TG_OP;
 BEGIN
@@ -190,7 +190,7 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.begin_%s() RETURNS trigger LANGUAGE plpgsql AS %L', w.id, tocsin.begin_source(w));
     EXECUTE format('REVOKE ALL ON FUNCTION tocsin.begin_%s() FROM PUBLIC', w.id);
     EXECUTE format('CREATE OR REPLACE FUNCTION tocsin.mark_%s(setting text) RETURNS boolean LANGUAGE plpgsql AS %L', w.id,
-                   CASE WHEN tocsin.may_nest(w.relation) THEN (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.mark'::regproc) ELSE 'BEGIN RETURN false; END' END);
+                   CASE WHEN w.nests THEN (SELECT prosrc FROM pg_proc WHERE oid = 'tocsin.mark'::regproc) ELSE 'BEGIN RETURN false; END' END);
     -- The WHEN of a trigger is judged as the writer.
     EXECUTE format('GRANT EXECUTE ON FUNCTION tocsin.mark_%s(text) TO PUBLIC', w.id);
 END $$;

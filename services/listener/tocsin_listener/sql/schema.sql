@@ -140,6 +140,8 @@ CREATE TABLE IF NOT EXISTS tocsin.watched (
     form jsonb                  -- the table's, as its functions were written for; see alteration.sql
 );
 ALTER TABLE tocsin.watched ADD COLUMN IF NOT EXISTS form jsonb;
+-- tocsin.may_nest and tocsin.is_risky when its functions were written: asked once, since each asks much of the catalog.
+ALTER TABLE tocsin.watched ADD COLUMN IF NOT EXISTS nests boolean, ADD COLUMN IF NOT EXISTS risky boolean;
 
 -- A name or value as one token of a subject: see tocsin/subject.py, which is its twin.
 CREATE OR REPLACE FUNCTION tocsin.token(value text) RETURNS text
