@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from tocsin.cli.handler import Handler, HandlerError
-from tocsin.client import Delivery, Gap, Live, Row, SnapshotEnd, SnapshotStart, subscribe
+from tocsin.client import Delivery, Gap, Live, Row, SnapshotEnd, SnapshotStart, SubscribeError, subscribe
 from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
 
@@ -39,6 +39,12 @@ OPERATORS: Final = {"=": "eq", "!=": "ne", "<": "lt", "<=": "lte", ">": "gt", ">
 _CONDITION: Final = re.compile(r"([^=!<>~]+)(=|!=|<=|>=|<|>|~)(.*)", re.DOTALL)
 _PLAIN_VALUE: Final = re.compile(r"true|false|-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 INTERRUPTED: Final = 130
+_SUBJECT: Final = "a subject is such as pg.shop.change.public.orders.> (source, schema, table); tocsin watched lists the tables"
+_FIXES: Final = {
+    "bad-subject": _SUBJECT,
+    "forbidden": f"{_SUBJECT}; what a token allows, its issuer decides",
+    "unauthenticated": "--token, with a JWT for this gateway",
+}
 LONGEST_VALUE: Final = 60
 
 
@@ -76,6 +82,10 @@ def command(  # noqa: PLR0917  # each is a flag
         code = asyncio.run(following)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except SubscribeError as error:
+        if error.code not in _FIXES:
+            raise
+        raise OperatorError(str(error), _FIXES[error.code]) from error
     except BrokenPipeError:
         # Whoever read us has had enough; the interpreter must not try to flush at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

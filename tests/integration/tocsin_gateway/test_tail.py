@@ -94,7 +94,12 @@ async def test_a_missing_gateway_is_waited_for(stream: Stream, nats_server: Serv
 
 
 async def test_refusals_name_the_reason_and_end_it(gateway: RunningGateway) -> None:
-    for arguments, words in ((("pg..x",), "empty token"), (("$SYS.>",), "forbidden"), (("pg.>", "--since", "yesterday"), "5m")):
+    for arguments, words in (
+        (("pg..x",), "empty token"),
+        (("$SYS.>",), "forbidden"),
+        (("orders",), "fix: a subject is such as pg."),
+        (("pg.>", "--since", "yesterday"), "5m"),
+    ):
         async with tail(gateway.url, *arguments) as child:
             _, err = await child.communicate()
             assert (child.returncode, words in err.decode()) == (1, True), err.decode()
