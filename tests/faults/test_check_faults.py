@@ -140,6 +140,35 @@ async def test_killed_servers_leave_the_last_proof_stale_and_the_checker_comes_b
             task.cancel()
 
 
+async def test_a_damaged_page_makes_its_table_unauditable_and_the_others_go_on(pair: Pair) -> None:
+    async with pair.on(pair.source) as source:
+        await source.execute("CREATE TABLE damaged (id int PRIMARY KEY, v text); INSERT INTO damaged SELECT i, 'v' FROM generate_series(1, 2000) i")
+        await replicate(source_url=pair.source.url(), replica_url=pair.replica.url(), tables=["damaged"], patience=60)
+        async with pair.on(pair.replica) as replica:
+            path = pair.replica.data / await replica.fetchval("SELECT pg_relation_filepath('damaged')")
+        await pair.replica.stop()
+        with path.open("r+b") as file:
+            file.seek(8192 + 4000)
+            file.write(bytes(range(1, 65)))
+        await pair.replica.start()
+        checker = Checker(pair.source.url(), pair.replica.url())
+
+        def shown(name: str) -> tuple[str | None, str]:
+            return next(((t.status, t.reason or "") for t in checker.report().tables if t.table == name), (None, ""))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run) for run in (checker.run_audits(), checker.run_pulse())]
+            await until(lambda: shown("public.damaged")[0] == "unauditable" and "invalid page in block 1" in shown("public.damaged")[1])
+            await until(lambda: shown("public.t")[0] == "in_sync")
+            assert checker.report().status == "unauditable"
+            for task in tasks:
+                task.cancel()
+        await source.execute("ALTER PUBLICATION tocsin DROP TABLE damaged; DROP TABLE damaged")
+        async with pair.on(pair.replica) as replica:
+            await replica.execute("ALTER SUBSCRIPTION tocsin REFRESH PUBLICATION")
+            await replica.execute("DROP TABLE damaged")
+
+
 async def test_a_table_dropped_and_a_subscription_dropped_are_told_and_end_nothing(pair: Pair) -> None:
     checker = Checker(pair.source.url(), pair.replica.url())
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from tocsin import postgres
 from tocsin_check.audit import OnBlock, Outcome, TableAudit
 from tocsin_check.block_map import BlockMap
 from tocsin_check.fence import Fence, Lagging
@@ -23,17 +24,6 @@ from tocsin_check.table import Comparable
 PATIENCE: Final = 5.0
 
 log = structlog.get_logger("tocsin.check")
-
-_ONE_TABLE: Final = (
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedObjectError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.QueryCanceledError,
-    asyncpg.DataError,
-)
-"""What concerns one table and not the session: changed, dropped, locked or forbidden during its audit."""
 
 
 class Auditor:
@@ -120,8 +110,9 @@ class Auditor:
         except Lagging as lagging:
             self._ledger.set_status(name, "lagging", str(lagging))
             raise
-        except _ONE_TABLE as error:
-            if sides.source.is_closed() or sides.replica.is_closed():
+        except asyncpg.PostgresError as error:
+            # Changed, dropped, locked, forbidden or damaged: that concerns this table and not the session.
+            if isinstance(error, postgres.TRANSIENT) or sides.source.is_closed() or sides.replica.is_closed():
                 raise
             self._ledger.set_status(name, "unauditable", f"it could not be read: {error}")
 
