@@ -60,7 +60,7 @@ class Writers:
     async def count(self, more: int) -> None:
         """Wait for as many more writes."""
         wanted = self.done.total() + more
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.done.total() < wanted:
                 await asyncio.sleep(0.005)
 
@@ -159,7 +159,7 @@ async def test_without_event_triggers_the_functions_survive_until_the_listener_h
     async with writers.running():
         await unprivileged.execute(statement)
         await writers.count(30)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await unprivileged.fetchval("SELECT tocsin.refresh_all()"):
                 await asyncio.sleep(0.01)
     seen = await journal_events(source)
