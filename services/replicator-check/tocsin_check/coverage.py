@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tocsin_check.names import TableName
-from tocsin_check.table import ColumnFacts
 
 MARKER: Final = TableName("tocsin_check", "marker")
 
@@ -58,6 +57,25 @@ class Subscribed:
     subscription: int
     table: TableName
     state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFacts:
+    """A column as a catalog has it. `type` has no modifier, `base` is the type behind domains; `collation` names what decides its order.
+
+    `native`: the type is PostgreSQL's own and its hash depends on the value alone (an enum's hash goes by object ids).
+    """
+
+    name: str
+    not_null: bool
+    generated: bool
+    type: str
+    full_type: str
+    base: str
+    built_in: bool
+    native: bool
+    collatable: bool
+    collation: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from typing import Any, Final
 import asyncpg
 
 from tocsin.sql import load_queries
-from tocsin_check.coverage import Facts, Published, Slot, Subscribed, Subscription, TableFacts
+from tocsin_check.coverage import ColumnFacts, Facts, Published, Slot, Subscribed, Subscription, TableFacts
 from tocsin_check.names import TableName
 from tocsin_check.reading import SELF_TEST
-from tocsin_check.table import ColumnFacts, Comparable, Unauditable, compare_table
+from tocsin_check.table import Comparable, Unauditable, compare_table
 
 _SQL: Final = load_queries("tocsin_check", "inventory.sql")
 NATIVE_SINCE: Final = 14

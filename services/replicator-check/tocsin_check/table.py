@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from tocsin_check.coverage import ColumnFacts, Facts, TableFacts
 from tocsin_check.names import TableName, quoted
 from tocsin_check.reading import SEEDS, Column, KeyPart, Reading, row_hash
-
-if TYPE_CHECKING:
-    from tocsin_check.coverage import Facts, TableFacts
 
 _INTEGERS: Final = frozenset({"smallint", "integer", "bigint"})
 _IDENTICAL: Final = _INTEGERS | {
@@ -20,25 +18,6 @@ _IDENTICAL: Final = _INTEGERS | {
 """Of these, equal values are the same bits; of others only the text tells, such as 1.0 and 1.00, or 0 and -0."""
 _TEXTS: Final = frozenset({"text", "character varying"})
 _BYTEWISE: Final = ' COLLATE pg_catalog."C"'
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnFacts:
-    """A column as a catalog has it. `type` has no modifier, `base` is the type behind domains; `collation` names what decides its order.
-
-    `native`: the type is PostgreSQL's own and its hash depends on the value alone (an enum's hash goes by object ids).
-    """
-
-    name: str
-    not_null: bool
-    generated: bool
-    type: str
-    full_type: str
-    base: str
-    built_in: bool
-    native: bool
-    collatable: bool
-    collation: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tocsin_check.coverage import MARKER, Facts, Published, Slot, Subscribed, Subscription, TableFacts
+from tocsin_check.coverage import MARKER, ColumnFacts, Facts, Published, Slot, Subscribed, Subscription, TableFacts
 from tocsin_check.findings import CounterWatch, findings
 from tocsin_check.names import TableName
 from tocsin_check.report import EXIT_CODES, WORST_FIRST, FindingReport, Status, TableReport, aged, overall
-from tocsin_check.table import ColumnFacts, Comparable, Unauditable, compare_table
+from tocsin_check.table import Comparable, Unauditable, compare_table
 
 T = TableName("public", "t")
 HASHABLE = {"integer": True, "text": True, "json": False}
