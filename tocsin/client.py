@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tocsin.position import Position
+from tocsin.publisher import Publisher
 from tocsin.retry import Pauses
 from tocsin.subscription import (
     PERMANENT_CLOSES,
@@ -37,7 +38,7 @@ from tocsin.subscription import (
     socket_url,
 )
 
-__all__ = ["Delivery", "Gap", "GapError", "Item", "Live", "Row", "SnapshotEnd", "SnapshotStart", "SubscribeError", "subscribe"]
+__all__ = ["Delivery", "Gap", "GapError", "Item", "Live", "Publisher", "Row", "SnapshotEnd", "SnapshotStart", "SubscribeError", "subscribe"]
 
 QUIET: Final = 10.0
 """Seconds without a frame after which the link is asked whether it lives."""

@@ -46,7 +46,7 @@ class Unready(TocsinError):  # noqa: N818  # a state of the gateway, like tocsin
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event, the subject that it came on, and the position to resume after it.
+    """An event, the subject that it came on, and the position to resume after it; empty for a message on `pg.<source>.live.…`, which has none.
 
     `effect` is what it does to the rows that `where` asks for: enter, leave, stay, or None where that is not known or was not asked.
     """
@@ -120,6 +120,14 @@ class Gap:
     reason: str
 
 
+class Received(Event, frozen=True, kw_only=True):
+    """An event as a client gets it: a clients' own message has neither `sequence` nor `txid`, and has who sent it, where that is known."""
+
+    sequence: str = ""
+    txid: str = ""
+    user: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """Any message of the gateway; what a kind of message does not have is None, what we do not know is left out."""
 
@@ -129,7 +137,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     position: str | None = None
     recovered: bool = True
     reason: str | None = None
-    event: Event | None = None
+    event: Received | None = None
     effects: dict[str, str | None] = msgspec.field(name="for", default_factory=dict)
     key: Any = None
     row: dict[str, Any] | None = None
@@ -219,15 +227,15 @@ class Subscription:
         return self._since == "snapshot" and self.position is None
 
     def _event(self, frame: Frame) -> Delivery | None:
-        if frame.event is None or frame.position is None:
-            raise SubscribeError("bad-message", "an event frame without event or position")
-        if not self._reads_rows:
+        if frame.event is None:
+            raise SubscribeError("bad-message", "an event frame without an event")
+        if frame.position is not None and not self._reads_rows:
             self.position = frame.position
         if frame.event.id == self._last_id:
             # The copy under the old route: after a resume between the two the gateway can't know that we had the first.
             return None
         self._last_id = frame.event.id
-        return Delivery(frame.subject or "", frame.position, frame.event, frame.effects.get(ID))
+        return Delivery(frame.subject or "", frame.position or "", frame.event, frame.effects.get(ID))
 
     def _subscribed(self, position: str, frame: Frame) -> SnapshotStart | Gap | None:
         reason = frame.reason or "gap"

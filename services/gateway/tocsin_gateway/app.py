@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Query, Request, WebSocket
+from fastapi import APIRouter, FastAPI, Header, Query, Request, WebSocket
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
@@ -78,7 +78,11 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
     async def sse(
         request: Request,
         subject: list[str] = Query([], description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
-        since: str = Query("now", description="now, start, an age such as 5m, or a position"),  # noqa: ARG001
+        since: str = Query("now", description="now, start, snapshot, an age such as 5m, or a position"),  # noqa: ARG001
+        where: str | None = Query(None, description='Conditions as JSON, such as {"customer": {"eq": 42}}'),  # noqa: ARG001
+        select: list[str] = Query([], description="Columns, with commas between"),  # noqa: ARG001, B008
+        ticket: str | None = Query(None, description="Of POST /tickets, once, where no Authorization can be sent"),  # noqa: ARG001
+        last_event_id: str | None = Header(None, description="Where the last connection ended, in place of `since`"),  # noqa: ARG001
     ) -> Response:
         return EventStream(gateway, request)
 

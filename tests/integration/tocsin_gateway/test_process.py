@@ -83,7 +83,11 @@ async def test_health_metrics_documentation_and_the_service_protocol_answer(gate
         ready = await client.get("/readyz")
         assert (ready.status_code, ready.json()["epoch"], ready.json()["stream"]) == (200, stream.epoch, stream.name)
         assert (await client.get("/docs")).status_code == 200
-        assert {"/sse", "/healthz", "/readyz", "/metrics"} <= set((await client.get("/openapi.json")).json()["paths"])
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert {"/sse", "/healthz", "/readyz", "/metrics"} <= set(paths)
+        sse, events = ({parameter["name"] for parameter in paths[path]["get"]["parameters"]} for path in ("/sse", "/events"))
+        assert sse == {"subject", "since", "where", "select", "ticket", "last-event-id"}
+        assert events == {"subject", "since", "where", "select", "limit"}
     async with peer(gateway) as one:
         await one.subscribe(stream.subject())
         await stream.publish(stream.subject())
