@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 
@@ -27,21 +28,22 @@ ANNOUNCED = ".event.tocsin.quarantined"
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Settings]]
 
 
+@contextlib.asynccontextmanager
+async def listening(url: str, nats_server: Server, **flags: object) -> AsyncIterator[Settings]:
+    """A listener of that database, ready."""
+    settings = load_settings(database_url=url, nats_url=nats_server.url, listener_port=free_port(), **{"stream_max_bytes": "64MB", **flags})
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(settings, stop))
+        await until_ready(settings)
+        yield settings
+        stop.set()
+
+
 @pytest.fixture
 def start(installed: asyncpg.Connection, source_url: str, nats_server: Server) -> Start:
-    """`async with start(**settings)`: a listener of the fresh source, ready."""
-
-    @contextlib.asynccontextmanager
-    async def started(**flags: object) -> AsyncIterator[Settings]:
-        settings = load_settings(database_url=source_url, nats_url=nats_server.url, listener_port=free_port(), **{"stream_max_bytes": "64MB", **flags})
-        stop = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(serve(settings, stop))
-            await until_ready(settings)
-            yield settings
-            stop.set()
-
-    return started
+    """`async with start(**settings)`: a listener of the fresh source."""
+    return functools.partial(listening, source_url, nats_server)
 
 
 async def until_ready(settings: Settings) -> None:

@@ -14,11 +14,8 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from tests.integration.tocsin_listener.test_listener import messages, until_ready
+from tests.integration.tocsin_listener.test_listener import listening, messages
 from tests.support.servers import Server, as_user
-from tocsin.settings import Settings, load_settings
-from tocsin.stack.process import free_port
-from tocsin_listener.__main__ import serve
 from tocsin_listener.backfill import backfill
 from tocsin_listener.install import install, uninstall
 from tocsin_listener.leader import Lead
@@ -65,18 +62,6 @@ async def site(source: asyncpg.Connection, source_url: str) -> AsyncIterator[Sit
             await source.execute("".join(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role};" for role in (WRITER, "tocsin_listener", "tocsin_installer")))
 
 
-@contextlib.asynccontextmanager
-async def listening(site: Site, nats_server: Server, **flags: object) -> AsyncIterator[Settings]:
-    url = as_user(site.url, "tocsin_listener")
-    settings = load_settings(database_url=url, nats_url=nats_server.url, listener_port=free_port(), stream_max_bytes="64MB", **flags)
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(serve(settings, stop))
-        await until_ready(settings)
-        yield settings
-        stop.set()
-
-
 FORBIDDEN = (
     "INSERT INTO tocsin.journal (leaf, stmt, subject, type, data) VALUES (0, 1, 'event.forged', 'forged', '{}')",
     "UPDATE tocsin.journal SET data = '{}'",
@@ -115,7 +100,7 @@ FORBIDDEN = (
 
 
 async def test_the_listeners_role_carries_events_and_can_do_nothing_else(site: Site, nats: Client, nats_server: Server) -> None:
-    async with listening(site, nats_server, channels="heard") as settings:
+    async with listening(as_user(site.url, "tocsin_listener"), nats_server, channels="heard") as settings:
         await site.writer.execute("INSERT INTO t VALUES (1, 1); UPDATE t SET n = 2; DELETE FROM t; TRUNCATE t; NOTIFY heard")
         found = await messages(nats, settings, 5)
         assert [m.subject.rpartition(".")[2] for m in found] == ["insert", "update", "delete", "truncate", "heard"]
@@ -127,7 +112,7 @@ async def test_the_listeners_role_carries_events_and_can_do_nothing_else(site: S
 async def test_the_listeners_role_sees_whose_transaction_is_the_oldest(site: Site, nats_server: Server) -> None:
     await site.writer.execute("BEGIN; INSERT INTO t VALUES (1, 1)")
     pid = await site.writer.fetchval("SELECT pg_backend_pid()")
-    async with listening(site, nats_server) as settings, httpx.AsyncClient() as client, asyncio.timeout(15):
+    async with listening(as_user(site.url, "tocsin_listener"), nats_server) as settings, httpx.AsyncClient() as client, asyncio.timeout(15):
         while f'tocsin_oldest_writer_seconds{{pid="{pid}"}}' not in (await client.get(f"http://127.0.0.1:{settings.listener_port}/metrics")).text:
             await asyncio.sleep(0.05)
     await site.writer.execute("ROLLBACK")
