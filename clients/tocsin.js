@@ -13,6 +13,7 @@ const PATIENCE = 5_000; // ms that it has to answer
 const SILENT = 40_000; // ms without a byte after which an event stream is dead; the gateway sends one every 15 s
 const LASTED = 5_000; // ms after which a connection counts as a success, and pauses begin short again
 const LONGEST_PAUSE = 5_000;
+const LONGEST_ANSWER = 10_000;
 const LONGEST_HIDDEN_PAUSE = 60_000; // while nobody looks at the page
 const HIGH_WATER = 2_000; // events waiting in an iterator, beyond which it lets the gateway keep the rest
 const BLOCKED = 2; // WebSockets that never opened, one after another, before server-sent events are tried
@@ -106,6 +107,41 @@ export async function ticket(url, token) {
   const body = await answer.json();
   if (!answer.ok) throw new SubscribeError(body.code ?? "unauthenticated", body.message ?? `HTTP ${answer.status}`);
   return body.ticket;
+}
+
+/**
+ * Send a message of one's own on `pg.<source>.live.…`: at most once, not kept. Gives the event's id once NATS has it, not that anybody heard it.
+ * Each call makes a connection. Rejects with SubscribeError where the gateway refuses, and with Error where it is lost: whether the message came out
+ * is not known then.
+ * @param {string} subject
+ * @param {any} data what JSON can hold
+ * @param {{url?: string | URL, token?: string | (() => string | Promise<string>), WebSocket?: any}} [options]
+ * @returns {Promise<string>}
+ */
+export async function publish(subject, data, { url, token, WebSocket = globalThis.WebSocket } = {}) {
+  if (!WebSocket) throw new TypeError("there is no WebSocket here; give one as the option WebSocket");
+  const address = socketUrl(url);
+  const shown = typeof token === "function" ? await token() : token;
+  const socket = new WebSocket(address);
+  try {
+    return await new Promise((resolve, reject) => {
+      const late = setTimeout(() => reject(new Error("the gateway did not answer in time")), LONGEST_ANSWER);
+      const failed = (/** @type {Error} */ error) => (clearTimeout(late), reject(error));
+      socket.onopen = () => {
+        if (shown) socket.send(JSON.stringify({ op: "auth", token: shown }));
+        socket.send(JSON.stringify({ op: "publish", id: "m", subject, data: data ?? null }));
+      };
+      socket.onmessage = (/** @type {{data: string}} */ message) => {
+        const frame = JSON.parse(message.data);
+        if (frame.op === "published") clearTimeout(late), resolve(frame.event);
+        else if (frame.op === "error") failed(new SubscribeError(frame.code, frame.message));
+      };
+      socket.onclose = (/** @type {{code: number}} */ { code }) => failed(new Error(`the connection was lost (${code})`));
+    });
+  } finally {
+    socket.onclose = null;
+    socket.close();
+  }
 }
 
 /**

@@ -137,7 +137,7 @@ async def test_a_refusal_ends_it_with_its_code(running: Pipeline, folder: Path) 
             await client.until(lambda said, code=code: {"failed": code} in said)
 
 
-async def test_a_token_goes_with_an_event_stream_and_an_iterator_ends_with_the_refusal(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+async def test_a_token_goes_with_streams_messages_and_tickets_and_an_iterator_ends(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
     port = str(int(running.environment["TOCSIN_GATEWAY_PORT"]))
     await running.stop("gateway")
     try:
@@ -150,6 +150,18 @@ async def test_a_token_goes_with_an_event_stream_and_an_iterator_ends_with_the_r
             await client.until_state("live")
             await shop.execute("INSERT INTO orders VALUES (1, 'new')")
             await client.until(lambda _: client.keys == [1])
+        room = "pg.shop.live.room.7"
+        token = jwt.encode({"exp": time.time() + 60, "sub": "alice", "subscribe": ["pg.>"], "publish": [room]}, SECRET, "HS256")
+        asked = msgspec.json.encode({"url": url, "token": token, "room": room, "elsewhere": "pg.shop.live.other"}).decode()
+        messages = await asyncio.create_subprocess_exec(
+            *("node", "--experimental-websocket", str(ROOT / "tests/support/node_messages.mjs"), str(folder / "client.mjs"), asked),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            told = msgspec.json.decode((await messages.communicate())[0])
+        assert (told["heard"]["data"], told["heard"]["user"]) == ({"text": "hi"}, "alice")
+        assert told["statuses"] == [200, 401], "a ticket lets in once"
+        assert told["refused"] == ["forbidden", "unauthenticated", "unauthenticated"]
     finally:
         await running.stop("guarded")
         await running.start("gateway")
