@@ -14,6 +14,7 @@ import msgspec
 from tests.support.gateway import RunningGateway, running_gateway
 from tests.support.servers import Server
 from tests.support.stream import Stream
+from tocsin.client import Publisher
 
 
 @asynccontextmanager
@@ -136,3 +137,22 @@ async def test_a_program_that_fails_ends_it_and_says_where_to_go_on(gateway: Run
     async with tail(gateway.url, "pg.>", "--exec", "/no/such/program", "--since", "start") as child:
         _, err = await child.communicate()
     assert (child.returncode, "fix:" in err.decode()) == (2, True), err.decode()
+
+
+async def test_clients_own_messages_are_shown_too(gateway: RunningGateway, stream: Stream) -> None:
+    """They have no position, no sequence and no transaction."""
+    room = f"pg.{stream.source}.live.room.7"
+    async with (
+        Publisher(gateway.url) as live,
+        tail(gateway.url, room, "--count", "1") as plain,
+        tail(gateway.url, room, "--count", "1", "--json") as lines,
+        asyncio.TaskGroup() as group,
+    ):
+        ended = [group.create_task(child.communicate()) for child in (plain, lines)]
+        while not all(task.done() for task in ended):
+            # Nothing is kept for who comes later.
+            await live.publish(room, {"text": "hi"})
+            await asyncio.wait(ended, timeout=0.2)
+    shown, written = (task.result()[0] for task in ended)
+    assert f'live     {room} {{"text":"hi"}}' in shown.decode()
+    assert msgspec.json.decode(written)["event"]["data"] == {"text": "hi"}
