@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import asyncpg
+
 from tocsin_listener.watch import watch
 
 
