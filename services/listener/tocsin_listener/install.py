@@ -30,7 +30,8 @@ _WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', 
     FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
           ORDER BY xact_start LIMIT 3) AS a"""
 
-_FOREIGN: Final = """SELECT EXISTS (SELECT FROM tocsin.journal WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
+# By the index's end: a journal without statistics would be read whole, at each start of a leader.
+_FOREIGN: Final = """SELECT coalesce((SELECT xid FROM tocsin.journal ORDER BY xid DESC, seq DESC LIMIT 1) >= pg_snapshot_xmax(pg_current_snapshot()), false)
     OR EXISTS (SELECT FROM (SELECT reached FROM tocsin.progress ORDER BY n DESC LIMIT 1) AS newest
                WHERE pg_snapshot_xmax(reached) > pg_snapshot_xmax(pg_current_snapshot()))"""
 
