@@ -86,7 +86,7 @@ class Journal:
             size = 0
             while block := await cursor.fetch(10_000):
                 for place in block:
-                    of_row: int = place[4]
+                    of_row: int = place[3]
                     if places and (len(places) >= self._most_rows or size + of_row > self._most_bytes):
                         yield await self._page(places)
                         places, size = [], 0
@@ -96,7 +96,7 @@ class Journal:
                 yield await self._page(places)
 
     async def _page(self, places: Sequence[asyncpg.Record]) -> list[Row]:
-        leaves, xids, seqs, numbers, _ = zip(*places, strict=True)
-        found = await self._bulk.fetch(QUERIES["page"], leaves, xids, seqs, self._incarnation, self._source, numbers)
+        leaves, lines, numbers, _ = zip(*places, strict=True)
+        found = await self._bulk.fetch(QUERIES["page"], leaves, lines, numbers, self._incarnation, self._source)
         assert len(found) == len(places), "the journal lost rows that the cursor has not passed"
         return [Row._make(r) for r in found]

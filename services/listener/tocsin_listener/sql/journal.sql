@@ -30,7 +30,7 @@ ORDER BY last, xid, stmt, seq
 
 -- name: order
 -- The same rows, however many, by their place only: for a cursor that pages through them in bounded memory.
-SELECT leaf, xid::text AS xid, seq, row_number() OVER (PARTITION BY xid ORDER BY coalesce(stmt, seq), seq) AS place,
+SELECT leaf, ctid AS line, row_number() OVER (PARTITION BY xid ORDER BY coalesce(stmt, seq), seq) AS place,
        coalesce(octet_length(data), 0) + coalesce(octet_length(new), 0) + coalesce(octet_length(old), 0) + 700 AS bytes
 FROM tocsin.journal
 WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot)) AND xid < (SELECT pg_snapshot_xmax($2::text::pg_snapshot)))
@@ -40,7 +40,8 @@ WHERE ((xid >= (SELECT pg_snapshot_xmax($1::text::pg_snapshot)) AND xid < (SELEC
 ORDER BY max(seq) OVER (PARTITION BY xid), xid, coalesce(stmt, seq), seq
 
 -- name: page
--- The events at $1 (leaves), $2 (xids as text), $3 (seqs), $6 (places in the transaction), in that order. $4 incarnation, $5 source token.
+-- The events at $1 (leaves), $2 (lines), $3 (places in the transaction), in that order.
+-- $4 incarnation, $5 source token.
 SELECT j.seq, j.subject, j.old_subject, date_part('epoch', clock_timestamp() - j.at) AS age,
        convert_to(
            '{"specversion":"1.0","id":"' || $4::text || '-' || j.seq || '","source":"/pg/' || $5::text || '","type":' || to_json(j.type)
@@ -49,8 +50,8 @@ SELECT j.seq, j.subject, j.old_subject, date_part('epoch', clock_timestamp() - j
            || '","datacontenttype":"application/json","sequence":"' || j.seq || '","txid":"' || j.xid || '","txposition":' || r.place
            || coalesce(',"annotation":' || j.annotation, '')
            || ',"data":' || j.data || '}', 'UTF8') AS message
-FROM unnest($1::smallint[], $2::text[], $3::bigint[], $6::bigint[]) WITH ORDINALITY AS r (leaf, xid, seq, place, n)
-JOIN tocsin.events AS j ON j.leaf = r.leaf AND j.xid = r.xid::xid8 AND j.seq = r.seq
+FROM unnest($1::smallint[], $2::tid[], $3::bigint[]) WITH ORDINALITY AS r (leaf, line, place, n)
+JOIN tocsin.events AS j ON j.leaf = r.leaf AND j.line = r.line
 ORDER BY r.n
 
 -- name: now

@@ -72,7 +72,8 @@ SELECT j.leaf, j.seq, j.xid, coalesce(j.stmt, j.seq) AS stmt, j.at,
        coalesce(e.type, j.type) AS type, j.key, tocsin.annotation(j.annotation) AS annotation,
        CASE WHEN e.id IS NULL THEN j.data ELSE concat(
            e.head, coalesce(j.key_json, e.key_head || CASE WHEN e.key_quoted THEN to_json(j.key)::text ELSE j.key END || '}', 'null'),
-           ',"new":' || j.new, ',"old":' || j.old, CASE WHEN j.new IS NULL AND (j.old IS NULL OR e.type NOT LIKE '%.delete') THEN ',"truncated":true' END, '}') END AS data
+           ',"new":' || j.new, ',"old":' || j.old, CASE WHEN j.new IS NULL AND (j.old IS NULL OR e.type NOT LIKE '%.delete') THEN ',"truncated":true' END, '}') END AS data,
+       j.ctid AS line              -- where in the leaf: a row that is committed never moves
 FROM tocsin.journal AS j LEFT JOIN tocsin.envelope AS e ON e.id = j.envelope;
 
 -- The cursor: everything visible in `reached` is acknowledged by the stream; the batch between it and `intended` may be partly.
