@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from tocsin import broker, postgres, service
 from tocsin.access import check_exposure
 from tocsin.errors import Unavailable
+from tocsin.revocation import Revocations
 from tocsin.service import Readiness
 from tocsin.settings import Settings, load_settings
 from tocsin_check import sessions

@@ -31,11 +31,11 @@ from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable, Unauditable
 
 EVERY: Final = timedelta(seconds=10)
-SHARE: Final = 0.25
+SHARE: Final = 0.05
 STALE_AFTER: Final = 6
 """A proof is stale once it is older than so many intervals."""
-REST_BEFORE_FOLLOWED: Final = 4
-"""A full audit may take a fourth of the time where it is the last one for long: from it on the event stream tells what to read."""
+REST_BEFORE_FOLLOWED: Final = 1
+"""A full audit may take half of the time where it is the last one for long: from it on the event stream tells what to read."""
 
 log = structlog.get_logger("tocsin.check")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tocsin.access import TokenRefused, TokenRules, host_allowed, origin_allowed, token_rules
 from tocsin.errors import Unavailable
+from tocsin.revocation import Identity, identity_of
 from tocsin.settings import Settings
 from tocsin.subject import Pattern, SubjectError, encode_token
 
@@ -20,17 +21,22 @@ _BEARER: Final = HTTPBearer(
 REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     401: {"description": "No token, or one that is refused (only where TOCSIN_JWT_SECRET is set)"},
     403: {"description": "The token does not allow the drift subjects, or the request comes by a foreign page"},
+    503: {"description": "Which tokens were revoked, or the keys that sign them, are not known at the moment (only where a token is needed)"},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Without `rules` everybody who reaches the address may read; a browser's foreign pages may not."""
+    """Without `rules` everybody who reaches the address may read; a browser's foreign pages may not.
+
+    `check_revoked` raises TokenRefused for a token that was taken back, and Unavailable while that can't be known.
+    """
 
     subject: Pattern
     rules: TokenRules | None = None
     origins: Sequence[str] = ()
     trusts_names: bool = False
+    check_revoked: Callable[[Identity], Awaitable[None]] | None = None
 
     def dependencies(self) -> list[Any]:
         """For FastAPI; the interface's description asks for a token only where one is needed."""
@@ -45,12 +51,14 @@ class Guard:
             raise HTTPException(403, "without TOCSIN_JWT_SECRET only an address or localhost may be asked; TOCSIN_ALLOWED_ORIGINS adds names")
 
     async def check_token(self, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        """Raises 401 without a valid token, 403 where it does not allow the drift subjects."""
+        """Raises 401 without a valid token, 403 where it does not allow the drift subjects, 503 while it can't be known whether it was revoked."""
         assert self.rules is not None
         if bearer is None:
             raise HTTPException(401, "a token is needed: Authorization: Bearer …", headers={"WWW-Authenticate": "Bearer"})
         try:
             claims = await self.rules.claims(bearer.credentials)
+            if self.check_revoked is not None:
+                await self.check_revoked(identity_of(claims))
         except TokenRefused as refused:
             raise HTTPException(401, str(refused), headers={"WWW-Authenticate": 'Bearer error="invalid_token"'}) from None
         except Unavailable as error:

@@ -24,8 +24,8 @@ _SQL: Final = load_queries("tocsin_check", "changes.sql")
 SMALL: Final = 25_000
 """Rows that one look reads as fast as it reads changed keys."""
 MANY_DRIFTED: Final = 20_000
-SWEEP_SHARE: Final = 0.05
-"""Of the time: with the pace of an audit, a share of 0.25, a sweep takes about 1.25 % of one backend."""
+SWEEP_SHARE: Final = 0.25
+"""Of the time: with the pace of an audit, a share of 0.05, a sweep takes about 1.25 % of one backend."""
 SLICE: Final = 2.0
 _LONGEST_REST: Final = 3600.0
 _NO_LISTENER: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError)

@@ -16,7 +16,7 @@ from tocsin_check.verdict import Key, Verdict
 _STATES: Final[Mapping[Verdict, State]] = {Verdict.MISSING: "missing", Verdict.EXTRA: "extra", Verdict.DIFFERENT: "different"}
 ROWS_KEPT: Final = 100_000
 """Drifted rows kept by key for each table; the counts go on beyond it."""
-REST: Final = 20
+REST: Final = 4
 
 
 @dataclass(slots=True)

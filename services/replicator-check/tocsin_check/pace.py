@@ -16,6 +16,9 @@ MOST_LAG: Final = 1.0
 _LOOK_EVERY: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds that one block waits at most, so that an audit of a source that is always busy comes to its end, too."""
+_SLICE: Final = 0.35
+_GENTLE_SLICE: Final = 0.02
+"""Seconds of a read at full speed, and at a smaller share: so short that a commit beside it waits for a CPU no longer than for another commit."""
 
 # Backends at work besides ours, and the WAL that the worst logical slot of this database holds back.
 _WORRIES: Final = """
@@ -41,12 +44,24 @@ class Pace:
     retained: int | None = None
     waiting: str | None = None
     looked: float = -_LOOK_EVERY
+    due: float = 0.0
 
-    async def rest(self, seconds: float, rows: int) -> None:
-        """After a read that took the source `seconds`."""
+    @property
+    def slice(self) -> float:
+        """Seconds that one read of the source should take."""
+        return _SLICE if self.share == 1 else _GENTLE_SLICE
+
+    def spent(self, seconds: float, rows: int) -> None:
+        """A read took the source `seconds`: the next one is due only after the rest that this one has earned."""
         pause = seconds * (1 / self.share - 1)
         if self.rows_per_second is not None:
             pause = max(pause, rows / self.rows_per_second - seconds)
+        if pause > 0:
+            self.due = max(self.due, time.monotonic()) + pause
+
+    async def rest(self) -> None:
+        """Before a read: returns once it is due. Meanwhile the replica is read, and not at the same time as the source."""
+        pause = self.due - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
 

@@ -105,6 +105,14 @@ class Reading:
         bucket = f"{self.key[0].expression}::bigint >> {int(shift)}"
         return f"SELECT {bucket} AS bucket, count(*) AS rows, bit_xor({hashed}) AS h FROM {self.relation} AS t{where} GROUP BY 1", arguments
 
+    def piece_sql(self, low: Key | None, limit: int, seed: int) -> tuple[str, list[Any]]:
+        """rows, h as digest_sql, and the last key, of the first `limit` rows from `low` on: a divisible block bounded and read in one pass."""
+        where, arguments = self._where(low, None)
+        hashed = row_hash(self.columns, seed, native=self.native)
+        key = self.key[0].expression
+        rows = f"SELECT {hashed} AS h, {key} AS k FROM {self.relation} AS t{where} ORDER BY {key} LIMIT ${len(arguments) + 1}::bigint"
+        return f"SELECT count(*) AS rows, coalesce(bit_xor(h), 0) AS h, max(k)::bigint AS last FROM ({rows}) AS piece", [*arguments, limit]
+
     def hashes_sql(self, part: Part, seed: int) -> tuple[str, list[Any]]:
         """The hashes of all rows in the part in one bytea, eight bytes each in network order; in no order."""
         source, arguments = self._rows(part)
