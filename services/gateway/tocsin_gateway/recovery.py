@@ -151,6 +151,7 @@ class Recovery:
             reader = _Reader(self._session, subscription, self._metrics)
             for event in page:
                 await reader.replay(event)
+            page.clear()  # or it stays for the whole replay, and after a cancelled one in a circle with the traceback
             while left >= REPLAY_PAGE or not await self._join_buffered(subscription, pages, reader, start.epoch):
                 left = await catch_up(pages, reader, until_near=lambda left: left < REPLAY_PAGE)
         finally:

@@ -61,9 +61,13 @@ class Pages:
         self._previous = None
 
     async def close(self) -> None:
-        if self._consumer is not None:
-            await self._consumer.close()
-            self._consumer = None
+        # The page that was handed out too: a cancelled replay's frames hold it in a circle, until the collector looks at the oldest objects, which is rare.
+        self._page.clear()
+        self._previous = None
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.on_status = None
+            await consumer.close()
 
     async def next(self) -> tuple[list[StreamEvent], int]:
         """(the next page, how many messages of the pattern are left behind it). Raises Unavailable, Hole."""

@@ -248,6 +248,9 @@ class Session:
         self._metrics.subscriptions.dec()
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
+        # The task's frames hold the subscription and a page of events: in a circle with it, they would outlive the client by far.
+        subscription.task = None
+        subscription.buffer.clear()
         self.detach(subscription)
 
     def share(self) -> None:
