@@ -103,7 +103,9 @@ class Reading:
         where, arguments = self._where(low, high)
         hashed = row_hash(self.columns, seed, native=self.native)
         bucket = f"{self.key[0].expression}::bigint >> {int(shift)}"
-        return f"SELECT {bucket} AS bucket, count(*) AS rows, bit_xor({hashed}) AS h FROM {self.relation} AS t{where} GROUP BY 1", arguments
+        # OFFSET 0 has each row hashed before it is grouped; whole rows would be sorted otherwise.
+        rows = f"SELECT {bucket} AS bucket, {hashed} AS h FROM {self.relation} AS t{where} OFFSET 0"
+        return f"SELECT bucket, count(*) AS rows, bit_xor(h) AS h FROM ({rows}) AS hashed GROUP BY 1", arguments
 
     def piece_sql(self, low: Key | None, limit: int, seed: int) -> tuple[str, list[Any]]:
         """rows, h as digest_sql, and the last key, of the first `limit` rows from `low` on: a divisible block bounded and read in one pass."""
