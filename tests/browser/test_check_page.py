@@ -138,13 +138,13 @@ async def test_lag_and_findings_are_shown_in_the_dark_and_on_a_phone(
 
 
 async def test_a_page_that_needs_a_token_asks_for_it_and_keeps_it_out_of_the_address(
-    browser: Browser, source: asyncpg.Connection, source_url: str, replica_url: str, source_server: servers.Server
+    browser: Browser, source: asyncpg.Connection, source_url: str, replica_url: str, source_server: servers.Server, nats_server: servers.Server
 ) -> None:
     secret = "a secret of at least thirty-two bytes"
     await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0])
     await replicate(source_url=source_url, replica_url=replica_url, source_url_from_replica=own, patience=60)
-    settings = load_settings(database_url=source_url, replica_url=replica_url, nats_url="nats://127.0.0.1:1", check_port=free_port(), jwt_secret=secret)
+    settings = load_settings(database_url=source_url, replica_url=replica_url, nats_url=nats_server.url, check_port=free_port(), jwt_secret=secret)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(serve(settings, stop))

@@ -12,8 +12,8 @@ from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
 
 if TYPE_CHECKING:
+    from tocsin.revocation import Revocation
     from tocsin.settings import Settings
-    from tocsin_gateway.revocation import Revocation
 
 CONNECT_SECONDS = 10.0
 
@@ -31,7 +31,7 @@ def command(
 
     Example: `tocsin revoke --user alice` · `tocsin revoke --token-id 7f3a` · `tocsin revoke --before now`
     """
-    from tocsin_gateway.revocation import Revocation
+    from tocsin.revocation import Revocation
 
     settings = load_settings(nats_url=nats_url, source=source)
     revocation = Revocation(jti=token_id, sub=user, before=_moment(before))
@@ -56,7 +56,7 @@ def _moment(text: str | None) -> float | None:
 async def _send(settings: Settings, revocation: Revocation) -> None:
     from tocsin import broker
     from tocsin.errors import Unavailable
-    from tocsin_gateway.revocation import revoke
+    from tocsin.revocation import revoke
 
     try:
         async with asyncio.timeout(CONNECT_SECONDS), broker.connect(settings.nats_servers, name="tocsin-gateway", login=settings.nats_login) as link:

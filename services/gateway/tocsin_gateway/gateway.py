@@ -11,6 +11,9 @@ from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers
 
 from tocsin import broker
+from tocsin.access import TokenRefused
+from tocsin.errors import Unavailable
+from tocsin.revocation import Revocations
 from tocsin.service import Readiness
 from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
 from tocsin_gateway.census import Census
@@ -22,7 +25,6 @@ from tocsin_gateway.live import Live
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
 from tocsin_gateway.protocol import Close, ProtocolError
-from tocsin_gateway.revocation import Revocations
 from tocsin_gateway.session import Session
 from tocsin_gateway.snapshot import Snapshots
 from tocsin_gateway.tickets import Tickets
@@ -101,7 +103,12 @@ class Gateway:
             verified = self.access.granted(await self.tickets.redeem(credentials.ticket))
         else:
             raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
-        await self.revocations.check(verified.grant)
+        try:
+            await self.revocations.check(verified.grant)
+        except TokenRefused as refused:
+            raise ProtocolError("unauthenticated", str(refused)) from None
+        except Unavailable as error:
+            raise ProtocolError("unavailable", str(error)) from None
         return verified
 
     def over_limit(self, name: str) -> None:

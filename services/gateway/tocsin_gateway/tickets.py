@@ -17,10 +17,10 @@ import msgspec
 
 from tocsin import broker
 from tocsin.errors import Unavailable
+from tocsin.revocation import NO_MESSAGE, create_stream
 from tocsin.subject import encode_token
 from tocsin_gateway.access import Verified
 from tocsin_gateway.protocol import ProtocolError
-from tocsin_gateway.revocation import NO_MESSAGE, create_stream
 
 SECONDS: Final = 30.0
 STREAM_MISSING: Final = 10059

@@ -50,9 +50,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         return Readiness(checker.alive, {"lag_seconds": checker.lag, "reason": checker.trouble})
 
     history = History(replica_url, checker.report)
-    app = make_app(checker, metrics.registry, readiness, history, allowed)
-    works = (checker.run_audits(), checker.run_pulse(), history.run(), _announce(settings, checker), follow(feed, settings.nats_servers, settings.nats_login))
-    async with asyncio.TaskGroup() as group:
+    following = follow(feed, settings.nats_servers, settings.nats_login)
+    async with broker.connecting(settings.nats_servers, name="tocsin check", login=settings.nats_login) as link, asyncio.TaskGroup() as group:
+        revocations = Revocations(link, settings.stream_name, settings.source_name)
+        app = make_app(checker, metrics.registry, readiness, history, dataclasses.replace(allowed, check_revoked=revocations.check))
+        works = [checker.run_audits(), checker.run_pulse(), history.run(), _announce(link, settings, checker), following]
+        if allowed.rules is not None:
+            works.append(revocations.run())
         working = [group.create_task(run) for run in works]
         await service.serve_http(app, sock, stop)
         for task in working:
@@ -63,7 +67,7 @@ def _pace(settings: Settings) -> Pace:
     return Pace(settings.check_max_load, settings.check_max_rows, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING)
 
 
-async def _announce(settings: Settings, checker: Checker) -> None:
+async def _announce(link: broker.Link, settings: Settings, checker: Checker) -> None:
     """Answer `nats micro ls` while NATS is there; the checker works without it."""
 
     async def status() -> bytes:
@@ -72,10 +76,8 @@ async def _announce(settings: Settings, checker: Checker) -> None:
     def measured() -> dict[str, Any]:
         return summary(checker.report(), ready=checker.alive)
 
-    async with (
-        broker.connect(settings.nats_servers, name="tocsin check", login=settings.nats_login) as link,
-        broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status, source=settings.source_name, measured=measured),
-    ):
+    await link.connected.wait()
+    async with broker.announce(link.client, "tocsin-check", "Tocsin's drift report", status, source=settings.source_name, measured=measured):
         await asyncio.Event().wait()
 
 

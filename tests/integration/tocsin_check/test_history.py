@@ -13,7 +13,11 @@ import jwt
 import pytest
 
 from tests.integration.tocsin_check.test_service import Setup, _ready, until
+from tests.support import servers
+from tests.support.proxy import TcpProxy
+from tocsin import broker
 from tocsin.errors import OperatorError
+from tocsin.revocation import Revocation, revoke, stream_name
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check.__main__ import serve
@@ -23,14 +27,14 @@ from tocsin_check.report import Report, TableReport
 SECRET = "a secret of at least thirty-two bytes"
 
 
-def token(*subjects: str, seconds: float = 60, secret: str = SECRET) -> dict[str, str]:
-    claims = {"exp": time.time() + seconds, "subscribe": list(subjects)}
+def token(*subjects: str, seconds: float = 60, secret: str = SECRET, **more: str) -> dict[str, str]:
+    claims = {"exp": time.time() + seconds, "subscribe": list(subjects), **more}
     return {"Authorization": f"Bearer {jwt.encode(claims, secret, 'HS256')}"}
 
 
 async def served(visit: Callable[[httpx.AsyncClient], Awaitable[None]], **values: object) -> None:
     """Run the service with these settings while `visit` looks at it."""
-    settings = load_settings(nats_url="nats://127.0.0.1:1", check_port=free_port(), **values)
+    settings = load_settings(**{"nats_url": "nats://127.0.0.1:1", "check_port": free_port(), **values})
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(serve(settings, stop))
@@ -43,7 +47,7 @@ async def served(visit: Callable[[httpx.AsyncClient], Awaitable[None]], **values
 
 
 async def test_with_a_secret_the_data_need_a_token_that_allows_the_drift_subjects(
-    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str
+    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str, nats_server: servers.Server
 ) -> None:
     await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await setup()
@@ -63,7 +67,54 @@ async def test_with_a_secret_the_data_need_a_token_that_allows_the_drift_subject
             assert (await client.get(path)).status_code == 200, path
         assert "securitySchemes" in (await client.get("/openapi.json")).json()["components"]
 
-    await served(visit, database_url=source_url, replica_url=replica_url, source="shop", jwt_secret=SECRET)
+    await served(visit, database_url=source_url, replica_url=replica_url, source="shop", nats_url=nats_server.url, jwt_secret=SECRET)
+
+
+async def test_a_revoked_token_reads_nothing_and_nobody_does_while_it_cannot_be_known(
+    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str, nats_server: servers.Server
+) -> None:
+    """As the gateway: NATS away from the start is 503; what was known when it went away goes on, and what was said meanwhile is learned."""
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await setup()
+    stream = "TOCSIN_REVOKING"
+    values = {"database_url": source_url, "replica_url": replica_url, "source": "revoking", "stream": stream, "jwt_secret": SECRET}
+    first, second, third = (token("pg.>", jti=name) for name in ("first", "second", "third"))
+
+    async def away(client: httpx.AsyncClient) -> None:
+        answer = await client.get("/drift", headers=first)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), answer.text
+        assert (await client.get("/drift", headers=token("pg.>", secret=SECRET + "!"))).status_code == 401
+
+    async def code(client: httpx.AsyncClient, bearer: dict[str, str]) -> int:
+        return (await client.get("/drift", headers=bearer)).status_code
+
+    async with broker.connect([nats_server.url], name="revoke") as link:
+
+        async def visit(client: httpx.AsyncClient) -> None:
+            assert [await code(client, bearer) for bearer in (first, second)] == [200, 200], "no stream: nothing was revoked yet"
+            await revoke(link, stream, "revoking", Revocation(jti="first"))
+            async with asyncio.timeout(1):
+                while await code(client, first) != 401:
+                    await asyncio.sleep(0.02)
+            assert "the token was revoked" in (await client.get("/drift", headers=first)).text
+            assert await code(client, second) == 200
+            proxy.freeze()
+            assert await code(client, second) == 200
+            await revoke(link, stream, "revoking", Revocation(jti="second"))
+            proxy.cut()
+            proxy.thaw()
+            async with asyncio.timeout(20):
+                while await code(client, second) != 401:
+                    await asyncio.sleep(0.05)
+
+        async def later(client: httpx.AsyncClient) -> None:
+            assert [await code(client, bearer) for bearer in (first, second, third)] == [401, 401, 200]
+
+        async with TcpProxy(int(nats_server.url.rpartition(":")[2])) as proxy:
+            await served(visit, nats_url=f"nats://127.0.0.1:{proxy.port}", **values)
+        await served(later, nats_url=nats_server.url, **values)
+        await broker.api(link.client, f"STREAM.DELETE.{stream_name(stream)}")
+    await served(away, **values)
 
 
 async def test_foreign_pages_are_refused_and_every_path_says_its_methods(setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str) -> None:

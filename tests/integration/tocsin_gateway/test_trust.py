@@ -24,7 +24,8 @@ from tests.support import servers
 from tests.support.gateway import Peer, RunningGateway, numbers, peer, running_gateway
 from tests.support.key_server import ec_key, key_server, rsa_key
 from tests.support.stream import Stream
-from tocsin_gateway import revocation, tickets
+from tocsin import revocation
+from tocsin_gateway import tickets
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tocsin_gateway.grant import Grant
-from tocsin_gateway.revocation import Revocation, Revoked
+from tocsin.access import TokenRefused
+from tocsin.revocation import Identity, Revocation, Revoked, identity_of
 
 
-def grant(token_id: str | None = "t", user: str | None = "alice", issued: float = 100.0) -> Grant:
-    return Grant((), expires=1e9, token_id=token_id, user=user, issued=issued)
+def grant(token_id: str | None = "t", user: str | None = "alice", issued: float = 100.0) -> Identity:
+    return Identity(user, token_id, issued, expires=1e9)
 
 
 @pytest.mark.parametrize(
@@ -23,12 +23,20 @@ def grant(token_id: str | None = "t", user: str | None = "alice", issued: float 
         (Revocation(before=200), [grant(), grant(user=None), grant(None, None, 0.0)], [grant(issued=201)]),
     ],
 )
-def test_a_revocation_holds_what_it_says_and_no_more(revocation: Revocation, held: list[Grant], free: list[Grant]) -> None:
+def test_a_revocation_holds_what_it_says_and_no_more(revocation: Revocation, held: list[Identity], free: list[Identity]) -> None:
     revoked = Revoked()
     revoked.add(revocation, 500.0)
     assert all(revoked.holds(one) for one in held)
     assert not any(revoked.holds(one) for one in free)
-    assert not revoked.holds(Grant(())), "who needed no token has none that could be taken back"
+    assert not revoked.holds(Identity(None, None, 0.0, None)), "who needed no token has none that could be taken back"
+
+
+def test_claims_say_whose_token_it_is_or_the_token_is_refused() -> None:
+    assert identity_of({"exp": 9, "iat": 5, "sub": "alice", "jti": "t"}) == Identity("alice", "t", 5.0, 9.0)
+    assert identity_of({"exp": 9}) == Identity(None, None, 0.0, 9.0), "a token that does not say when it was issued counts as old"
+    for wrong in ({"sub": 7}, {"jti": ["t"]}, {"iat": "soon"}, {"iat": None}, {"iat": 10**400}):
+        with pytest.raises(TokenRefused):
+            identity_of({"exp": 9, **wrong})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A revocation is a JSON message on `_tocsin.<source>.revoke`: `{"jti": "…"}` one token, `{"sub": "…"}` every token that a user has had
 until now, `{"before": <Unix time>}` every token of everybody issued until then; `sub` and `before` may stand together. A stream of
-its own keeps them, so that a gateway that starts later refuses too; a core subscription brings them at once.
+its own keeps them, so that a service that starts later refuses too; a core subscription brings them at once. The gateway keeps the stream,
+the checker reads it only.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
 from nats.aio.msg import Msg
 
 from tocsin import broker, retry
+from tocsin.access import TokenRefused
 from tocsin.errors import Unavailable
 from tocsin.subject import encode_token
-from tocsin_gateway.grant import Grant
-from tocsin_gateway.protocol import ProtocolError
 
 NO_MESSAGE: Final = 10037
 NAME_IN_USE: Final = 10058
@@ -32,7 +33,41 @@ KEPT: Final = timedelta(days=30)
 MAX_BYTES: Final = 64 << 20
 _NANOSECONDS: Final = 1_000_000_000
 
-log = structlog.get_logger("tocsin.gateway")
+log = structlog.get_logger("tocsin.revocation")
+
+
+class TokenIdentity(Protocol):
+    """What of a token a revocation can name. `expires` is None for who needed no token; `issued` is 0 where the token does not say it."""
+
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def token_id(self) -> str | None: ...
+    @property
+    def issued(self) -> float: ...
+    @property
+    def expires(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A `TokenIdentity` and no more."""
+
+    user: str | None
+    token_id: str | None
+    issued: float
+    expires: float | None
+
+
+def identity_of(claims: Mapping[str, Any]) -> Identity:
+    """Of verified claims. Raises TokenRefused where one is not well formed: such a token can't be told from a revoked one."""
+    user, token_id = claims.get("sub"), claims.get("jti")
+    if not all(value is None or isinstance(value, str) for value in (user, token_id)):
+        raise TokenRefused("the token's claims `sub` and `jti` must be texts")
+    try:
+        return Identity(user or None, token_id or None, float(claims.get("iat", 0.0)), float(claims["exp"]))
+    except (ValueError, TypeError, OverflowError):
+        raise TokenRefused("a time in the token is not one") from None
 
 
 class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,18 +112,21 @@ class Revoked:
         else:
             self._everybody = max(before, self._everybody)
 
-    def holds(self, grant: Grant) -> bool:
-        """Whether the grant's token is among them. A token that does not say when it was issued counts as old."""
-        if grant.expires is None:
+    def holds(self, token: TokenIdentity) -> bool:
+        """Whether the token is among them. A token that does not say when it was issued counts as old."""
+        if token.expires is None:
             return False
-        user = self._users.get(grant.user) if grant.user is not None else None
-        return grant.token_id in self._tokens or grant.issued <= max(self._everybody, float("-inf") if user is None else user)
+        user = self._users.get(token.user) if token.user is not None else None
+        return token.token_id in self._tokens or token.issued <= max(self._everybody, float("-inf") if user is None else user)
 
 
 class Revocations:
-    """`run` belongs into the service's TaskGroup. `on_change` is called when there are new ones."""
+    """`run` belongs into the service's TaskGroup. `on_change` is called when there are new ones.
 
-    def __init__(self, link: broker.Link, stream: str, source: str, on_change: Callable[[], None], *, replicas: int = 1) -> None:
+    With `replicas` (1, 3 or 5) the stream is made where there is none; without, it is only read, and none means that nothing was revoked yet.
+    """
+
+    def __init__(self, link: broker.Link, stream: str, source: str, on_change: Callable[[], None] = lambda: None, *, replicas: int | None = None) -> None:
         self._link = link
         self._name = stream_name(stream)
         self._subject = subject(source)
@@ -99,18 +137,18 @@ class Revocations:
         self._created: str | None = None
         self._loaded = asyncio.Event()
 
-    def holds(self, grant: Grant) -> bool:
-        return self._revoked.holds(grant)
+    def holds(self, token: TokenIdentity) -> bool:
+        return self._revoked.holds(token)
 
-    async def check(self, grant: Grant) -> None:
-        """Raises ProtocolError unauthenticated for what was taken back, and unavailable while that is not known."""
+    async def check(self, token: TokenIdentity) -> None:
+        """Raises TokenRefused for what was taken back, and Unavailable while that is not known."""
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 await self._loaded.wait()
         except TimeoutError:
-            raise ProtocolError("unavailable", "which tokens were revoked is not known yet; try again in a second") from None
-        if self.holds(grant):
-            raise ProtocolError("unauthenticated", "the token was revoked")
+            raise Unavailable("which tokens were revoked is not known yet; try again in a second") from None
+        if self.holds(token):
+            raise TokenRefused("the token was revoked")
 
     async def run(self) -> None:
         """Follow for ever. What the subscription misses in an outage, the stream has."""
@@ -120,7 +158,8 @@ class Revocations:
             async for attempt in retry.forever(Unavailable, broker.JetStreamError, longest=1.0):
                 with attempt:
                     await self._link.connected.wait()
-                    await create_stream(self._link, self._name, self._subject, self._replicas)
+                    if self._replicas is not None:
+                        await create_stream(self._link, self._name, self._subject, self._replicas)
                     await self._load()
             self._loaded.set()
             reconnects = self._link.reconnects
@@ -146,6 +185,8 @@ class Revocations:
         """Read what the stream has behind what was read. Raises Unavailable, JetStreamError."""
         state = await broker.stream_state(self._link.client, self._name)
         if state is None:
+            if self._replicas is None:
+                return
             raise Unavailable(f"there is no stream {self._name}")
         if state.created != self._created:
             self._read, self._created = 0, state.created
