@@ -1,6 +1,9 @@
 """A full audit of one table, clean and with 100 drifted rows, against COPY (binary), count(*), and reladiff where it is installed.
 
-reladiff is not a dependency: --reladiff names its command, from a virtual environment of its own (pip install 'reladiff[postgresql]').
+The audit goes the fast way, a share of 1, as `tocsin drift` does. reladiff is not a dependency; it gets a virtual environment of its own:
+
+    python -m venv rival && rival/bin/pip install 'reladiff[postgresql]'
+    python -m benchmarks.drift --reladiff rival/bin/reladiff
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the cost of an audit grows: with rows, with drifted rows, and with tables."""
+"""How the cost of an audit grows: with rows, with drifted rows, with wide rows, and with tables. A few minutes in all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from tocsin_check.replicate import replicate
 from tocsin_check.sides import open_sides
 from tocsin_check.table import Comparable
 
+WIDE_COLUMNS = 60
+WIDE = f"CREATE TABLE t (id bigint PRIMARY KEY, {', '.join(f'c{i} text' for i in range(WIDE_COLUMNS))})"
+FILL_WIDE = f"INSERT INTO t SELECT i, {', '.join(f'md5(i::text) || {i}' for i in range(WIDE_COLUMNS))} FROM generate_series(1, {{rows}}) i"
+"""Rows of about 2 kB."""
 MANY_TABLES = {"max_worker_processes": "16", "max_sync_workers_per_subscription": "6"}
 
 
@@ -61,6 +65,14 @@ async def by_rows_and_drift(rows: list[int], drifts: list[int]) -> list[dict[str
     return lines
 
 
+async def wide(rows: int) -> dict[str, Any]:
+    async with pipeline(replica=True) as running:
+        for connection in await fresh(running, WIDE, FILL_WIDE.format(rows=rows)):
+            await connection.close()
+        seconds = await audit(running, 0)
+    return {"what": f"1 table, {WIDE_COLUMNS} columns, 2 kB a row", "rows": rows, "drifted": 0, "s": seconds, "µs a row": seconds / rows * 1e6}
+
+
 async def by_tables(numbers: list[int]) -> list[dict[str, Any]]:
     lines = []
     for number in numbers:
@@ -76,8 +88,8 @@ async def by_tables(numbers: list[int]) -> list[dict[str, Any]]:
     return lines
 
 
-async def main(rows: list[int], drifts: list[int], tables: list[int]) -> None:
-    lines = [*await by_rows_and_drift(rows, drifts), *await by_tables(tables)]
+async def main(rows: list[int], drifts: list[int], tables: list[int], wide_rows: int) -> None:
+    lines = [*await by_rows_and_drift(rows, drifts), await wide(wide_rows), *await by_tables(tables)]
     figures = {f"{line['what']}, {line['rows']:,} rows, {line['drifted']:,} drifted": round(line["s"], 2) for line in lines}
     report("growth_drift", lines, figures)
 
@@ -90,6 +102,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=numbers, default=[50_000, 200_000])
     parser.add_argument("--drifts", type=numbers, default=[100, 100_000])
-    parser.add_argument("--tables", type=numbers, default=[1, 100], help="1,100,1000 takes some minutes")
+    parser.add_argument("--tables", type=numbers, default=[1, 100, 1000])
+    parser.add_argument("--wide-rows", type=int, default=50_000)
     given = parser.parse_args()
-    asyncio.run(main(given.rows, given.drifts, given.tables))
+    asyncio.run(main(given.rows, given.drifts, given.tables, given.wide_rows))
