@@ -1,73 +1,20 @@
-"""The console and the browser's client in a real Chromium, over the whole pipeline."""
+"""The console in a real Chromium, over the whole pipeline."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import expect
 
-from tests.support.pipeline import Pipeline, watched_table
+from tests.support.browser import Opened, show
+from tests.support.pipeline import Pipeline
 from tests.support.proxy import TcpProxy
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, status text NOT NULL, note text)"
-
-
-@dataclass(slots=True)
-class Opened:
-    """A page, and everything that it complained about."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def running() -> AsyncIterator[Pipeline]:
-    async with watched_table(TABLE, "orders") as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def shop(running: Pipeline) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(running.source_url)
-    await connection.execute("TRUNCATE orders")
-    yield connection
-    await connection.close()
-
-
-@pytest_asyncio.fixture(scope="module")
-async def chromium() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        await browser.close()
-
-
-@pytest_asyncio.fixture
-async def opened(chromium: Browser) -> AsyncIterator[Opened]:
-    page = await chromium.new_page(viewport={"width": 1280, "height": 800})
-    found = Opened(page)
-    page.on("console", lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    yield found
-    await page.close()
-
-
-async def show(opened: Opened, url: str, fragment: str = "") -> Page:
-    await opened.page.goto(f"{url}/{fragment}")
-    await expect(opened.page.locator("#state")).to_have_attribute("data-state", "live")
-    return opened.page
 
 
 async def test_a_commit_appears_with_its_op_key_and_values(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
@@ -356,60 +303,3 @@ async def test_it_fits_a_phone_in_dark_and_in_light(running: Pipeline, shop: asy
     await page.screenshot(path=shots / "console-320-why.png")
     assert await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
     assert opened.complaints == []
-
-
-async def test_the_client_iterates_resumes_and_ends(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
-    """What an application writes: for await over a subscription, break, and go on from the kept position."""
-    page = await show(opened, running.gateway_url)
-    collect = """async ([since, count]) => {
-      const { subscribe } = await import("/client.js");
-      const keys = [];
-      const states = [];
-      const live = subscribe("pg.shop.change.public.orders.insert", { since, onState: (state) => states.push(state) });
-      for await (const { event } of live) {
-        keys.push(event.data.key.id);
-        if (keys.length === count) break;
-      }
-      return { keys, states, position: live.position };
-    }"""
-    start = await page.locator("#position").inner_text()
-    await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 5000) n")
-    async with asyncio.timeout(60):
-        whole = await page.evaluate(collect, [start, 5000])
-    assert whole["keys"] == list(range(1, 5001)), "an iterator slower than the stream lost or repeated events"
-    assert whole["states"][-1] == "closed"
-    await shop.execute("INSERT INTO orders VALUES (5001, 1, 'new')")
-    assert (await page.evaluate(collect, [whole["position"], 1]))["keys"] == [5001]
-    refused = await page.evaluate(
-        """async () => {
-          const { subscribe } = await import("/client.js");
-          try {
-            for await (const _ of subscribe("a..b")) ;
-          } catch (error) {
-            return [error.name, error.code];
-          }
-        }"""
-    )
-    assert refused == ["SubscribeError", "bad-subject"]
-
-
-async def test_where_no_websocket_gets_through_server_sent_events_come(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
-    """A path that takes no socket, as behind a proxy that forwards none: two attempts, and then the same over HTTP."""
-    page = await show(opened, running.gateway_url)
-    await page.evaluate(
-        """async (url) => {
-          const { subscribe } = await import("/client.js");
-          const keys = [];
-          await new Promise((live) => {
-            window.three = new Promise((done) => subscribe("pg.shop.change.public.orders.insert", {
-              url,
-              onState: (state) => state === "live" && live(),
-              onEvent: ({ event }) => keys.push(event.data.key.id) === 3 && done(keys),
-            }));
-          });
-        }""",
-        f"{running.gateway_url.replace('http', 'ws')}/no-socket-here",
-    )
-    await shop.execute("INSERT INTO orders SELECT n, n, 'new' FROM generate_series(1, 3) n")
-    async with asyncio.timeout(15):
-        assert await page.evaluate("window.three") == [1, 2, 3]

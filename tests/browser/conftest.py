@@ -1,0 +1,49 @@
+"""One pipeline and one Chromium for the console and the browser's client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright
+
+from tests.support.browser import Opened
+from tests.support.pipeline import Pipeline, watched_table
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, status text NOT NULL, note text)"
+
+
+@pytest_asyncio.fixture(scope="session")
+async def running() -> AsyncIterator[Pipeline]:
+    async with watched_table(TABLE, "orders") as started:
+        yield started
+
+
+@pytest_asyncio.fixture
+async def shop(running: Pipeline) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(running.source_url)
+    await connection.execute("TRUNCATE orders")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def chromium() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture
+async def opened(chromium: Browser) -> AsyncIterator[Opened]:
+    page = await chromium.new_page(viewport={"width": 1280, "height": 800})
+    found = Opened(page)
+    page.on("console", lambda message: found.complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    yield found
+    await page.close()
