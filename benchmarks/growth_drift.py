@@ -22,7 +22,7 @@ WIDE_COLUMNS = 60
 WIDE = f"CREATE TABLE t (id bigint PRIMARY KEY, {', '.join(f'c{i} text' for i in range(WIDE_COLUMNS))})"
 FILL_WIDE = f"INSERT INTO t SELECT i, {', '.join(f'md5(i::text) || {i}' for i in range(WIDE_COLUMNS))} FROM generate_series(1, {{rows}}) i"
 """Rows of about 2 kB."""
-MANY_TABLES = {"max_worker_processes": "16", "max_sync_workers_per_subscription": "6"}
+MANY_TABLES = {"wal_retrieve_retry_interval": "50ms", "max_worker_processes": "16", "max_sync_workers_per_subscription": "6"}
 
 
 async def audit(running: Pipeline, drifted: int) -> float:
