@@ -40,12 +40,20 @@ TURNS = ("without", "with", "without too", "with")
 
 
 async def audit_for_ever(source_url: str, replica_url: str, share: float) -> None:
-    """One full audit after the other, until the process is killed; after each block a line with the rows so far."""
+    """One full audit after the other, until the process is killed; after each block a line with the rows so far.
+
+    SIGUSR2 makes it wait before the next block, SIGUSR1 go on. To stop the whole process would count a read that is cut in two as a slow one.
+    """
+    going = asyncio.Event()
+    going.set()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, going.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, going.clear)
     pace = Pace(share, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING)
     rows = 0
 
     async def on_block(outcome: Outcome) -> None:
         print(rows + outcome.rows, flush=True)
+        await going.wait()
 
     async with open_sides(source_url, replica_url) as sides:
         [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
@@ -67,14 +75,13 @@ async def load(running: Pipeline, folder: Path, rate: int, seconds: float) -> as
 
 
 async def take_turns(auditor: asyncio.subprocess.Process, slices: int, seconds: float) -> list[tuple[str, float]]:
-    """(side, when it began) of each slice; the auditor stands still in those without."""
+    """(side, when it began) of each slice; the auditor begins no block in those without."""
     begun = []
     for number in range(slices):
         side = TURNS[number % len(TURNS)]
-        os.kill(auditor.pid, signal.SIGCONT if side == "with" else signal.SIGSTOP)
+        os.kill(auditor.pid, signal.SIGUSR1 if side == "with" else signal.SIGUSR2)
         begun.append((side, time.time()))
         await asyncio.sleep(seconds)
-    os.kill(auditor.pid, signal.SIGCONT)
     return [*begun, ("end", time.time())]
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from tests.support.browser import Opened
+from tests.support.browser import ARGUMENTS, CHROMIUM, Opened
 from tests.support.pipeline import Pipeline, watched_table
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, status text NOT NULL, note text)"
 
 

@@ -16,21 +16,20 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.support import servers
+from tests.support.browser import ARGUMENTS, CHROMIUM
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check.__main__ import serve
 from tocsin_check.replicate import replicate
 
 pytestmark = pytest.mark.browser
-CHROMIUM = os.environ.get("TOCSIN_TEST_CHROMIUM", "/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SHOTS = os.environ.get("TOCSIN_TEST_SCREENSHOTS")
 
 
 @pytest_asyncio.fixture
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         await chromium.close()
 

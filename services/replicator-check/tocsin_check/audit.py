@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import sys
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -107,6 +108,7 @@ class TableAudit:
         self._fine = False
         self._in_order: bool | None = None
         self._seed = secrets.randbits(62)
+        self._at_source = 0.0
 
     async def run(self, begun: Outcome | None = None) -> Outcome:
         """All of the table, or the rest of it, where `begun` came so far. Raises Lagging where a fence does not come through, and asyncpg's errors."""
@@ -196,13 +198,24 @@ class TableAudit:
         return min(62, max(0, (width // BUCKETS).bit_length()))
 
     async def _digests(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, shift: int | None) -> Digests:
-        if shift is None:
-            sql, arguments = reading.digest_sql(low, high, self._seed)
-            row = await connection.fetchrow(sql, *arguments)
-            assert row is not None
-            return {0: (int(row["rows"]), int(row["h"]))}
-        sql, arguments = reading.buckets_sql(low, high, self._seed, shift)
-        return {row["bucket"]: (row["rows"], row["h"]) for row in await connection.fetch(sql, *arguments)}
+        with self._timed(connection):
+            if shift is None:
+                sql, arguments = reading.digest_sql(low, high, self._seed)
+                row = await connection.fetchrow(sql, *arguments)
+                assert row is not None
+                return {0: (int(row["rows"]), int(row["h"]))}
+            sql, arguments = reading.buckets_sql(low, high, self._seed, shift)
+            return {row["bucket"]: (row["rows"], row["h"]) for row in await connection.fetch(sql, *arguments)}
+
+    @contextlib.contextmanager
+    def _timed(self, connection: asyncpg.Connection) -> Iterator[None]:
+        """Counts what the source is asked to do."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            if connection is self._sides.source:
+                self._at_source += time.monotonic() - begun
 
     def _adapt(self, seconds: float) -> None:
         """Blocks of about the pace's slice by a moving average."""
@@ -215,10 +228,11 @@ class TableAudit:
 
     async def _resolve(self, block: Block, theirs: Digests, outcome: Outcome) -> None:
         """Find the rows that make a block differ, and judge them."""
-        begun = time.monotonic()
+        begun = self._at_source
         for part in await self._parts(block, theirs):
             await self._judge(await self._suspects(part), outcome)
-        seconds = time.monotonic() - begun
+        # Without the fences: to wait for the replica costs the source nothing, and must not earn a rest.
+        seconds = self._at_source - begun
         outcome.source_seconds += seconds
         self._pace.spent(seconds, 0)
 
@@ -270,7 +284,8 @@ class TableAudit:
 
     async def _hashes(self, connection: asyncpg.Connection, reading: Reading, part: Part) -> array[int]:
         sql, arguments = reading.hashes_sql(part, self._seed)
-        found = array("q", await connection.fetchval(sql, *arguments) or b"")
+        with self._timed(connection):
+            found = array("q", await connection.fetchval(sql, *arguments) or b"")
         if sys.byteorder == "little":
             found.byteswap()
         return found
@@ -285,7 +300,9 @@ class TableAudit:
     async def _listed(self, connection: asyncpg.Connection, reading: Reading, part: Part, hashes: Sequence[int]) -> dict[Key, Seen]:
         sql, arguments = reading.listed_sql(part, self._seed, hashes)
         versions: dict[Key, list[Version]] = {}
-        for row in await connection.fetch(sql, *arguments):
+        with self._timed(connection):
+            rows = await connection.fetch(sql, *arguments)
+        for row in rows:
             versions.setdefault(tuple(row["k"]), []).append(version_of(row))
         return {key: tuple(sorted(found)) for key, found in versions.items()}
 
