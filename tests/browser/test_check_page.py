@@ -46,7 +46,7 @@ async def address(
         CREATE TABLE products (sku text PRIMARY KEY, price numeric); INSERT INTO products SELECT md5(i::text), i FROM generate_series(1, 300) i""")
     own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0])
     await replicate(source_url=source_url, replica_url=replica_url, source_url_from_replica=own, patience=60)
-    settings = load_settings(database_url=source_url, replica_url=replica_url, nats_url=nats_server.url, check_port=free_port())
+    settings = load_settings(database_url=source_url, replica_url=replica_url, nats_url=nats_server.url, check_port=free_port(), check_max_load=1)
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         group.create_task(serve(settings, stop))
