@@ -25,9 +25,13 @@ def masked(text: bytes, opcode: int) -> bytes:
     return head + b"\0\0\0\0" + text
 
 
-def open_client(host: str, port: int, path: str, hellos: list[bytes], opcode: int, ready: bytes) -> tuple[socket.socket, bytes]:
-    """A subscribed client, and what it received after the ready bytes."""
-    sock = socket.create_connection((host, port), timeout=30)
+def open_client(host: str, port: int, path: str, hellos: list[bytes], opcode: int, ready: bytes, *, buffer: int | None = None) -> tuple[socket.socket, bytes]:
+    """A subscribed client, and what it received after the ready bytes. The kernel takes at most about `buffer` bytes in its place."""
+    sock = socket.socket()
+    if buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sock.settimeout(30)
+    sock.connect((host, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     key = base64.b64encode(os.urandom(16)).decode()
     lines = (

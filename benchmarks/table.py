@@ -47,6 +47,14 @@ LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
             f" (a `send_json` loop: {f['ratio_send_json_loop_100']} and {f['ratio_send_json_loop_1000']} times)"
         ),
     ),
+    (
+        "replay",
+        "p99 of live clients while others replay, against none that does",
+        lambda f: (
+            f"20 slow replays: {f['ratio_p99 20 slow']} times; 200: {f['ratio_p99 200 slow']}; one of 4 MB/s: {f['ratio_p99 1 fast']};"
+            f" 200 that begin at once: {f['ratio_p99 200 begin']} (alone: {f['none p99 ms']} ms)"
+        ),
+    ),
     ("connections", "memory per idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB (nats-server: {f['nats_server_kib']} KiB)"),
     (
         "relay",

@@ -39,10 +39,6 @@ class BareOutbox:
         self._source = f"/tocsin/gateway/{secrets.token_hex(8)}"
         self._numbers = count(1)
 
-    @property
-    def waiting(self) -> int:
-        return self._outbox.waiting
-
     def send(self, payload: bytes) -> None:
         message = _parted(payload)
         if message.op == "event":
@@ -55,6 +51,9 @@ class BareOutbox:
 
     def close(self, code: int, reason: str) -> None:
         self._outbox.close(code, reason)
+
+    async def drained(self) -> None:
+        await self._outbox.drained()
 
 
 def _parted(payload: bytes) -> _Message:

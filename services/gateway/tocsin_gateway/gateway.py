@@ -63,7 +63,7 @@ class Gateway:
         self._checks_host = not access.needs_token and not trusts_names
         self._link = link
         self._stream = stream
-        self.history = History(link, stream)
+        self.history = History(link, stream, self.hub.page_turns)
         self.watched = Watched(database_url, source)
         self._snapshots = Snapshots(database_url, stream, source)
         self._sessions: dict[Session, str] = {}

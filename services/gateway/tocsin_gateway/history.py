@@ -40,8 +40,9 @@ class Page:
 class History:
     """A worker's reads of history: few at once, each bounded in time, bytes, and events looked at."""
 
-    def __init__(self, link: broker.Link, stream: str) -> None:
+    def __init__(self, link: broker.Link, stream: str, page_turns: asyncio.Semaphore) -> None:
         self._link = link
+        self._page_turns = page_turns
         self._stream = stream
         self._turns = asyncio.Semaphore(HISTORY_READS)
 
@@ -62,7 +63,7 @@ class History:
         if not isinstance(start, Position):
             page.reason = start
             return page
-        pages = Pages(self._link, self._stream, pattern, start.epoch, start.sequence)
+        pages = Pages(self._link, self._stream, self._page_turns, pattern, start.epoch, start.sequence)
         try:
             await self._fill(page, pages, selection, limit)
         except Hole as hole:

@@ -24,6 +24,7 @@ from tocsin.subject import Pattern, cover
 from tocsin_gateway.channels import Channels, Member
 from tocsin_gateway.consumer import Consumer, ConsumerLost, OnTraced
 from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.limits import PAGES_AT_ONCE
 from tocsin_gateway.metrics import Metrics
 
 log = structlog.get_logger("tocsin.gateway")
@@ -67,6 +68,8 @@ class Hub:
         self.head = 0
         self.epoch = ""
         self.on_traced: OnTraced | None = None
+        # Who reads pages of the past shares the connection with the live events, which wait behind every page that was asked for.
+        self.page_turns = asyncio.Semaphore(PAGES_AT_ONCE)
 
     @property
     def position(self) -> Position:

@@ -60,7 +60,20 @@ POSITION_SECONDS: Final = 30.0
 
 REPLAY_PAGE: Final = 256
 REPLAY_PAGE_BYTES: Final = 256 << 10
+PAGES_AT_ONCE: Final = 8
+"""Of one worker's replays: behind these pages on the connection to NATS wait the live events."""
+
+REPLAY_TURN: Final = 32
+"""So many events of a replay are handed out before whatever else waits has its turn."""
+
 JOIN_BUFFER_BYTES: Final = 512 << 10
+READ_AHEAD_BYTES: Final = 64 << 10
+
+
+def read_ahead(outbox_bytes: int) -> int:
+    """How much of a replay or a snapshot may wait for its client before the next is read."""
+    return min(READ_AHEAD_BYTES, outbox_bytes // 4)
+
 
 HISTORY_LIMIT: Final = 1000
 HISTORY_BYTES: Final = 4 << 20

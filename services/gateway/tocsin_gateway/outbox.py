@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from tocsin_gateway.frames import StreamEvent, frame
-from tocsin_gateway.limits import EVICT_SECONDS
+from tocsin_gateway.limits import EVICT_SECONDS, read_ahead
 from tocsin_gateway.protocol import Close
 
 EXTENSION: Final = "tocsin.frames"
@@ -27,16 +27,16 @@ class FrameWriter(Protocol):
     def buffered(self) -> int: ...
     def close(self, code: int, reason: str) -> None: ...
     def abort(self) -> None: ...
+    async def drained(self) -> None: ...
 
 
 class Outbox(Protocol):
-    """`send` takes one JSON message, `send_event` an event; both return at once."""
+    """`send` takes one JSON message, `send_event` an event; both return at once. `drained` returns once the client has taken most of what was sent."""
 
-    @property
-    def waiting(self) -> int: ...
     def send(self, payload: bytes) -> None: ...
     def send_event(self, event: StreamEvent) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
+    async def drained(self) -> None: ...
 
 
 class SocketOutbox:
@@ -88,6 +88,11 @@ class SocketOutbox:
             self._writer.close(code, reason)
             self._loop.call_later(EVICT_SECONDS, self._writer.abort)
 
+    async def drained(self) -> None:
+        if self.waiting > read_ahead(self._limit):
+            self.flush()
+            await self._writer.drained()
+
     def _add(self, data: bytes) -> None:
         if self.closed:
             return
@@ -116,6 +121,7 @@ class QueueOutbox:
         self._on_evict = on_evict
         self._queue: deque[bytes] = deque()
         self._filled = asyncio.Event()
+        self._taken = asyncio.Event()
         self.waiting = 0
         self.closing: tuple[int, str] | None = None
         self.closed = asyncio.Event()
@@ -139,6 +145,12 @@ class QueueOutbox:
         self.closing = self.closing or (code, reason)
         self.closed.set()
         self._filled.set()
+        self._taken.set()
+
+    async def drained(self) -> None:
+        if self.waiting > read_ahead(self._limit) and self.closing is None:
+            self._taken.clear()
+            await self._taken.wait()
 
     async def take(self) -> bytes | None:
         """The next message, or None once the outbox was closed and is empty."""
@@ -149,4 +161,6 @@ class QueueOutbox:
             await self._filled.wait()
         payload = self._queue.popleft()
         self.waiting -= len(payload)
+        if self.waiting <= read_ahead(self._limit) // 4:
+            self._taken.set()
         return payload

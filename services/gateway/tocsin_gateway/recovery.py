@@ -91,7 +91,7 @@ class Recovery:
             raise ProtocolError("limit", f"the snapshot took more than {SNAPSHOT_SECONDS:.0f} s; ask for fewer rows by `where`, or read faster", id_) from None
         if end.epoch != before.epoch:
             raise ProtocolError("unavailable", CHANGED, id_)
-        pages = Pages(self._link, self._stream, subscription.pattern, before.epoch, before.sequence)
+        pages = Pages(self._link, self._stream, self._hub.page_turns, subscription.pattern, before.epoch, before.sequence)
         try:
             await reach(pages, _Reader(self._session, subscription, self._metrics, table.moment), end)
         except Hole:
@@ -138,7 +138,7 @@ class Recovery:
 
     async def _replay_pages(self, subscription: Subscription, start: Position, *, told: bool) -> None:
         subscription.after = start.sequence
-        pages = Pages(self._link, self._stream, subscription.pattern, start.epoch, start.sequence)
+        pages = Pages(self._link, self._stream, self._hub.page_turns, subscription.pattern, start.epoch, start.sequence)
         try:
             try:
                 async with asyncio.timeout(FIRST_PAGE_SECONDS):

@@ -40,11 +40,12 @@ class Reader(Protocol):
 
 
 class Pages:
-    """Pages of events after `after`, in stream order; copies whose original was in reach are left out."""
+    """Pages of events after `after`, in stream order; copies whose original was in reach are left out. `turns` are shared by all who read pages."""
 
-    def __init__(self, link: broker.Link, stream: str, pattern: Pattern, epoch: str, after: int) -> None:
+    def __init__(self, link: broker.Link, stream: str, turns: asyncio.Semaphore, pattern: Pattern, epoch: str, after: int) -> None:
         self._link = link
         self._stream = stream
+        self._turns = turns
         self._pattern = pattern
         self._epoch = epoch
         self._consumer: Consumer | None = None
@@ -75,7 +76,8 @@ class Pages:
             with attempt:
                 await self._link.connected.wait()
                 try:
-                    return await self._fetch()
+                    async with self._turns:
+                        return await self._fetch()
                 except BaseException:
                     await self.close()
                     raise

@@ -18,7 +18,7 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from tocsin_gateway.limits import Limits
+from tocsin_gateway.limits import Limits, read_ahead
 from tocsin_gateway.outbox import EXTENSION, FORGET
 from tocsin_gateway.protocol import Close
 
@@ -56,6 +56,10 @@ class _Writer:
         if not self._protocol.disconnected:
             self._protocol.transport.abort()
 
+    async def drained(self) -> None:
+        """Returns once the transport asks for more, or is gone."""
+        await self._protocol.writable.wait()
+
 
 class _Mailbox(Generic[_Message]):
     """What FrameProtocol needs of an asyncio.Queue, for one reader, in a twentieth of its memory."""
@@ -88,6 +92,7 @@ class _Mailbox(Generic[_Message]):
 class FrameProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the extension."""
 
+    read_ahead = read_ahead(Limits().outbox_bytes)
     _pings = 0
     _pings_since = 0.0
 
@@ -106,6 +111,7 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.close_sent:
+            self.transport.set_write_buffer_limits(high=self.read_ahead)
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = _Writer(self)
             extensions[FORGET] = self.forget
@@ -208,6 +214,8 @@ def protocols(limits: Limits, on_limit: Callable[[str], None]) -> tuple[type[Dea
             on_limit(name)
 
     class Socket(FrameProtocol):
+        read_ahead = read_ahead(limits.outbox_bytes)
+
         def on_limit(self, name: str) -> None:
             on_limit(name)
 

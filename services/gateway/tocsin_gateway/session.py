@@ -58,7 +58,7 @@ class Session:
         self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
         self._snapshots = snapshots
         self._all_plain = True
-        self.tell = Telling(outbox, limits, metrics)
+        self.tell = Telling(outbox, metrics)
         self._lounge = Lounge(live, limits, metrics, outbox, tasks)
         self.grant: Grant | None = access.anonymous()
 

@@ -41,10 +41,6 @@ class EventOutbox:
         self.may_resume = False
         self.resumes_behind_rows = False
 
-    @property
-    def waiting(self) -> int:
-        return self.queue.waiting
-
     def send(self, payload: bytes) -> None:
         name, place = _OP.search(payload), _POSITION.search(payload)
         if b"\n" in payload or b"\r" in payload:
@@ -65,6 +61,9 @@ class EventOutbox:
 
     def close(self, code: int, reason: str) -> None:
         self.queue.close(code, reason)
+
+    async def drained(self) -> None:
+        await self.queue.drained()
 
 
 class EventStream(Response):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from tocsin.position import Position
 from tocsin_gateway import protocol
 from tocsin_gateway.frames import StreamEvent, addressed
-from tocsin_gateway.limits import Limits
+from tocsin_gateway.limits import REPLAY_TURN
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import Outbox
 from tocsin_gateway.protocol import ProtocolError, Reason
@@ -16,18 +15,16 @@ from tocsin_gateway.selection import Shown, Unseen
 from tocsin_gateway.snapshot import Row, shown_row
 from tocsin_gateway.subscription import Subscription
 
-DRAIN_SECONDS: Final = 0.01
-
 
 class Telling:
     """The way to one client's outbox; what is told is counted."""
 
-    __slots__ = ("_limits", "_metrics", "_outbox")
+    __slots__ = ("_metrics", "_outbox", "_paced")
 
-    def __init__(self, outbox: Outbox, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, outbox: Outbox, metrics: Metrics) -> None:
         self._outbox = outbox
-        self._limits = limits
         self._metrics = metrics
+        self._paced = 0
 
     def subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
         if reason is not None:
@@ -57,9 +54,11 @@ class Telling:
         return forbidden
 
     async def drained(self) -> None:
-        """Returns once the client has taken most of what was sent."""
-        while self._outbox.waiting > self._limits.outbox_bytes // 4:
-            await asyncio.sleep(DRAIN_SECONDS)
+        """Returns once the client has taken most of what was sent, and now and then others had their turn."""
+        self._paced += 1
+        if self._paced % REPLAY_TURN == 0:
+            await asyncio.sleep(0)
+        await self._outbox.drained()
 
     async def row(self, subscription: Subscription, row: Row) -> None:
         """One row of a snapshot, once the client has taken most of what was sent before. Raises ProtocolError where its rule can't be judged."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
+import pytest
 from websockets.asyncio.client import connect
 
 from tests.integration.tocsin_gateway.test_hostile import resident
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import Stream
+from tocsin_gateway.limits import PAGES_AT_ONCE
+from tocsin_gateway.replay import Pages
 
 
 async def stalled(gateway: RunningGateway, *messages: str) -> Any:
@@ -101,3 +105,28 @@ async def test_a_slow_replay_is_read_at_the_clients_pace_and_holds_up_nobody(gat
     slow.transport.resume_reading()
     assert numbers(await Peer(slow).events(1010, patience=30)) == list(range(1, 1011))
     slow.transport.abort()
+
+
+async def test_however_many_replay_few_pages_are_on_their_way_at_once(gateway: RunningGateway, stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Live events come over the same connection to NATS: they would wait behind all of the pages."""
+    await stream.publish_many([stream.subject()] * 600)
+    fetch, under_way, most = Pages._fetch, 0, 0
+
+    async def counted(pages: Pages) -> object:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await fetch(pages)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(Pages, "_fetch", counted)
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(30):
+        peers = [await stack.enter_async_context(peer(gateway)) for _ in range(4 * PAGES_AT_ONCE)]
+        for each in peers:
+            await each.send(op="subscribe", id="a", subject="pg.>", since="start")
+        for each in peers:
+            await each.until("subscribed")
+            assert numbers(await each.events(600)) == list(range(1, 601))
+    assert most == PAGES_AT_ONCE

@@ -24,6 +24,7 @@ class Wire:
     written: bytearray = field(default_factory=bytearray)
     closes: list[tuple[int, str]] = field(default_factory=list)
     aborts: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -36,6 +37,9 @@ class Wire:
 
     def abort(self) -> None:
         self.aborts += 1
+
+    async def drained(self) -> None:
+        await self.asked.wait()
 
 
 EVENT = StreamEvent("e", 1, "pg.x", b'{"id":1}')
@@ -104,6 +108,42 @@ async def test_a_burst_in_one_turn_does_not_wait_unbounded() -> None:
         assert box.waiting <= 1000 + 110
     await asyncio.sleep(0)
     assert len(wire.written) == 50 * 102
+
+
+async def test_a_replay_waits_for_the_transport_only_while_much_waits() -> None:
+    wire = Wire(takes=0)
+    box = SocketOutbox(wire, 4000, lambda: None)
+    for _ in range(9):
+        box.send(b"x" * 100)
+        await box.drained()
+    box.send(b"x" * 100)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        waiting = group.create_task(box.drained())
+        await asyncio.sleep(0)
+        assert len(wire.written) == 1020, "nobody is asked to take what was not written"
+        assert not waiting.done()
+        wire.asked.set()
+
+
+async def test_a_replay_waits_until_a_queue_is_nearly_empty_or_closed() -> None:
+    box = QueueOutbox(4000, lambda: None)
+    for _ in range(11):
+        await box.drained()
+        box.send(b"x" * 100)
+    for end in (False, True):
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            waiting = group.create_task(box.drained())
+            for _ in range(8):
+                await asyncio.sleep(0)
+                assert not waiting.done()
+                if not end:
+                    await box.take()
+            if end:
+                box.close(1000, "")
+            else:
+                await box.take()
+        for _ in range(9):
+            box.send(b"x" * 100)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50)))
