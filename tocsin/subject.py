@@ -8,7 +8,7 @@ the first 32 hex digits (lower case) of the value's SHA-256. All but the last ca
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 MAX_TOKEN: Final = 128
@@ -152,19 +152,65 @@ def cover(patterns: Iterable[Pattern]) -> tuple[Pattern, ...]:
     """Patterns of which no two overlap and which together contain all the given ones, sorted by text.
 
     NATS refuses a consumer whose filters overlap; where two overlap and neither contains the other, their union takes
-    the place of both.
+    the place of both. Its time grows with the number of patterns, but for those with `*` where others differ.
     """
     pending = sorted(set(patterns), key=lambda p: p.text)
-    result: list[Pattern] = []
+    result = _Branch()
     while pending:
         pattern = pending.pop()
-        clash = next((p for p in result if p.overlaps(pattern)), None)
+        clash = result.clash(pattern.tokens)
         if clash is None:
-            result.append(pattern)
+            result.put(pattern)
         elif not clash.contains(pattern):
-            result.remove(clash)
+            result.take(clash)
             pending.append(pattern if pattern.contains(clash) else clash.union(pattern))
-    return tuple(sorted(result, key=lambda p: p.text))
+    return tuple(sorted(result.all(), key=lambda p: p.text))
+
+
+class _Branch:
+    """Patterns that begin alike, of which no two overlap."""
+
+    __slots__ = ("branches", "here", "rest")
+
+    def __init__(self) -> None:
+        self.branches: dict[str, _Branch] = {}
+        self.here: Pattern | None = None
+        self.rest: Pattern | None = None
+
+    def all(self) -> Iterator[Pattern]:
+        yield from (pattern for pattern in (self.here, self.rest) if pattern is not None)
+        for branch in self.branches.values():
+            yield from branch.all()
+
+    def clash(self, tokens: Sequence[str], at: int = 0) -> Pattern | None:
+        """One that overlaps a pattern of these tokens."""
+        if at == len(tokens):
+            return self.here
+        if self.rest is not None:
+            return self.rest
+        token = tokens[at]
+        if token == ">":
+            return next((pattern for branch in self.branches.values() for pattern in branch.all()), None)
+        nexts = self.branches.values() if token == "*" else filter(None, map(self.branches.get, (token, "*")))
+        return next((found for branch in nexts if (found := branch.clash(tokens, at + 1)) is not None), None)
+
+    def put(self, pattern: Pattern, at: int = 0) -> None:
+        if at == len(pattern.tokens):
+            self.here = pattern
+        elif pattern.tokens[at] == ">":
+            self.rest = pattern
+        else:
+            self.branches.setdefault(pattern.tokens[at], _Branch()).put(pattern, at + 1)
+
+    def take(self, pattern: Pattern, at: int = 0) -> bool:
+        """Without the pattern, and the branches that only it needed; whether anything is left here."""
+        if at == len(pattern.tokens):
+            self.here = None
+        elif pattern.tokens[at] == ">":
+            self.rest = None
+        elif not self.branches[pattern.tokens[at]].take(pattern, at + 1):
+            del self.branches[pattern.tokens[at]]
+        return bool(self.branches) or self.here is not None or self.rest is not None
 
 
 def _checked_tokens(text: str) -> tuple[str, ...]:

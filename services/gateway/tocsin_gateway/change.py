@@ -84,6 +84,14 @@ class Change:
             found = self._values[id(fields)] = Values(fields)
         return found
 
+    def in_rows(self, column: str) -> list[Any] | None:
+        """The column's value in each row that the operation has: the new one, the old one; None where one of them is not known."""
+        wanted = _ROWS.get(self.op or "", ())
+        rows = [self.new if which == "new" else self.old for which in wanted]
+        if not rows or any(row is None or column not in row for row in rows):
+            return None
+        return [self.values(row)(column) for row in rows if row is not None]
+
     def body(self, key: Fields | None, new: Fields | None, old: Fields | None, *, subject: bool) -> bytes:
         """The event with these in place of its own key and rows; without its `subject`, which is the key's text, unless wanted."""
         rows = {"key": key, "new": new, "old": old}
@@ -91,6 +99,9 @@ class Change:
         data |= {name: as_json(fields) for name, fields in rows.items() if fields is not None and name in self._data}
         envelope = {name: raw for name, raw in self._envelope.items() if subject or name != "subject"}
         return msgspec.json.encode({**envelope, "data": as_json(data)})
+
+
+_ROWS: Final = {"insert": ("new",), "read": ("new",), "update": ("new", "old"), "delete": ("old",)}
 
 
 def fields_of(text: bytes) -> Fields:

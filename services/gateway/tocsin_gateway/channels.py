@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Protocol
 
 from tocsin.position import Position
 from tocsin.subject import Pattern
 from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.groups import Group, Groups
 from tocsin_gateway.metrics import Metrics
 from tocsin_gateway.outbox import SocketOutbox
 from tocsin_gateway.protocol import Reason
 from tocsin_gateway.routes import Routes
-
-FLUSH_BYTES: Final = 64 << 10
+from tocsin_gateway.selection import Selection
 
 
 class Member(Protocol):
@@ -21,28 +21,26 @@ class Member(Protocol):
 
     def collect(self, event: StreamEvent, pattern: Pattern) -> bool: ...
     def deliver(self, event: StreamEvent) -> None: ...
+    def withheld(self, event: StreamEvent) -> None: ...
     def reset(self, pattern: Pattern, position: Position, reason: Reason) -> None: ...
 
 
 class Channel:
-    """One pattern. `shared` clients get the same bytes in one write; `members` are asked event by event."""
+    """One pattern. The clients of a group get the same bytes in one write; `members` are asked event by event."""
 
-    __slots__ = ("members", "pattern", "pending", "pending_bytes", "shared")
+    __slots__ = ("groups", "members", "pattern")
 
     def __init__(self, pattern: Pattern) -> None:
         self.pattern = pattern
-        self.shared: dict[SocketOutbox, Member] = {}
+        self.groups = Groups[Member](pattern)
         self.members: dict[Member, None] = {}
-        self.pending: list[bytes] = []
-        self.pending_bytes = 0
 
     def flush(self) -> None:
-        if self.pending:
-            data = b"".join(self.pending)
-            self.pending.clear()
-            self.pending_bytes = 0
-            for outbox in tuple(self.shared):
-                outbox.write(data)
+        for group in self.groups.all():
+            group.flush()
+
+    def everybody(self) -> list[Member]:
+        return [*(member for group in self.groups.all() for member in group.outboxes.values()), *self.members]
 
 
 class Channels:
@@ -52,7 +50,7 @@ class Channels:
         self._metrics = metrics
         self._routes: Routes[Channel] = Routes()
         self._flush_scheduled = False
-        self._dirty: dict[Channel, None] = {}
+        self._dirty: dict[Group[Member], None] = {}
         self.changed = False
 
     def patterns(self) -> tuple[Pattern, ...]:
@@ -72,25 +70,29 @@ class Channels:
         if channel is not None:
             channel.flush()
             channel.members.pop(member, None)
-            if not channel.shared and not channel.members:
-                self._dirty.pop(channel, None)
+            if not channel.groups and not channel.members:
                 self._routes.remove(pattern)
                 self.changed = True
 
-    def share(self, pattern: Pattern, member: Member, outbox: SocketOutbox) -> None:
-        """From now on the pattern's events go to the outbox as shared bytes, and no longer to the member."""
+    def share(self, pattern: Pattern, member: Member, outbox: SocketOutbox, selection: Selection | None, json_id: bytes) -> Group[Member]:
+        """From now on the pattern's events go to the outbox as the bytes of its group, and no longer to the member."""
         channel = self._routes.get(pattern)
         assert channel is not None, "join first"
-        channel.flush()
+        group = channel.groups.join(selection, json_id)
+        group.flush()
         channel.members.pop(member, None)
-        channel.shared[outbox] = member
+        group.outboxes[outbox] = member
+        return group
 
-    def unshare(self, pattern: Pattern, outbox: SocketOutbox) -> None:
+    def unshare(self, pattern: Pattern, member: Member, outbox: SocketOutbox, group: Group[Member]) -> None:
         """The reverse of `share`: the member gets single events again."""
         channel = self._routes.get(pattern)
         assert channel is not None, "share first"
-        channel.flush()
-        channel.members[channel.shared.pop(outbox)] = None
+        group.flush()
+        del group.outboxes[outbox]
+        if not group.outboxes:
+            channel.groups.leave(group)
+        channel.members[member] = None
 
     def hand_out(self, event: StreamEvent, original: StreamEvent | None) -> None:
         """Give the event to everybody who wants its subject; a copy, which has its `original`, not to those who got that."""
@@ -98,8 +100,8 @@ class Channels:
         for channel in self._routes.match(event.subject):
             if original is not None and channel.pattern.matches(original.subject):
                 continue
-            if channel.shared:
-                self._share_out(channel, event)
+            for group in channel.groups.wanting(event):
+                self._share_out(group, event)
             for member in channel.members:
                 if member.collect(event, channel.pattern):
                     touched[member] = None
@@ -113,21 +115,23 @@ class Channels:
         """Hand out what waits for the end of this turn of the loop."""
         self._flush_scheduled = False
         dirty, self._dirty = self._dirty, {}
-        for channel in dirty:
-            channel.flush()
+        for group in dirty:
+            group.flush()
 
     def reset(self, position: Position, reason: Reason) -> None:
         """Tell everybody that events before the position are missing."""
         self.flush()
         for channel in self._routes.values():
-            for member in (*channel.shared.values(), *channel.members):
+            for member in channel.everybody():
                 member.reset(channel.pattern, position, reason)
 
-    def _share_out(self, channel: Channel, event: StreamEvent) -> None:
-        channel.pending.append(event.framed)
-        channel.pending_bytes += len(event.framed)
-        self._metrics.frames.inc(len(channel.shared))
-        if channel.pending_bytes > FLUSH_BYTES:
-            channel.flush()
-        else:
-            self._dirty[channel] = None
+    def _share_out(self, group: Group[Member], event: StreamEvent) -> None:
+        framed = group.frame(event)
+        if isinstance(framed, bytes):
+            self._metrics.frames.inc(len(group.outboxes))
+            if group.add(framed):
+                self._dirty[group] = None
+        elif framed is not None:
+            group.flush()
+            for sharer in tuple(group.outboxes.values()):
+                sharer.withheld(event)

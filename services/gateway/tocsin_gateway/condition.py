@@ -7,14 +7,18 @@ anything nor different from it: only `null` asks for it. A column that the row d
 
 from __future__ import annotations
 
+import operator as operators
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
 MAX_COLUMNS: Final = 32
 MAX_IN: Final = 1000
 MAX_LIKE: Final = 1024
+MAX_ASKED: Final = 16
+"""With more values, a condition is judged for each event rather than found by them."""
+
 OPERATORS: Final = ("eq", "ne", "lt", "lte", "gt", "gte", "in", "like", "null")
 
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,6})?")
@@ -34,9 +38,12 @@ MISSING: Final = Missing()
 
 
 class Where:
-    """Conditions that must all hold. Equal ones are equal, so that an event is judged once for all who ask the same."""
+    """Conditions that must all hold. Equal ones are equal, so that an event is judged once for all who ask the same.
 
-    __slots__ = ("_hash", "_identity", "_tests", "columns")
+    `asks` is (column, keys) where a value there must have one of these `value_keys` for the row to hold; None where there is no such column.
+    """
+
+    __slots__ = ("_hash", "_identity", "_tests", "asks", "columns")
 
     def __init__(self, conditions: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises ConditionError."""
@@ -44,6 +51,7 @@ class Where:
         self.columns: Final = frozenset(conditions)
         self._identity = frozenset((column, operator, _identity(operand)) for column, tests in conditions.items() for operator, operand in tests.items())
         self._hash = hash(self._identity)
+        self.asks: Final = _asks(conditions)
 
     def holds(self, value: Callable[[str], Any]) -> bool:
         """`value` gives a column's value: None for NULL, int or Decimal, str, bool, or MISSING."""
@@ -101,29 +109,35 @@ def _test(column: str, operator: str, operand: Any) -> Test:
 
 
 def _comparison(operator: str, operand: Any) -> Test:
-    tests: dict[str, Test] = {
-        "eq": lambda value: _compare(value, operand) == 0,
-        "ne": lambda value: value is not None and value is not MISSING and _compare(value, operand) != 0,
-        "lt": lambda value: (order := _compare(value, operand)) is not None and order < 0,
-        "lte": lambda value: (order := _compare(value, operand)) is not None and order <= 0,
-        "gt": lambda value: (order := _compare(value, operand)) is not None and order > 0,
-        "gte": lambda value: (order := _compare(value, operand)) is not None and order >= 0,
-    }
-    return tests[operator]
+    """Made for the operand's kind, since it is asked of every event. What can't be compared is not equal, and neither below nor above."""
+    compare: Callable[[Any, Any], bool] = _COMPARISONS[operator]
+    differs = operator == "ne"
+    if isinstance(operand, bool):
+        return lambda value: compare(value, operand) if isinstance(value, bool) else differs and value is not None and value is not MISSING
+    number = as_number(operand)
+    text = operand if isinstance(operand, str) else None
+
+    def test(value: Any) -> bool:
+        if isinstance(value, str):
+            if text is not None:
+                return compare(value, text)
+            value = as_number(value)
+            return differs if value is None else compare(value, number)
+        if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+            return differs if number is None else compare(value, number)
+        return differs and value is not None and value is not MISSING
+
+    return test
 
 
-def _compare(value: Any, operand: Any) -> int | None:
-    """-1, 0 or 1; None where the two can't be compared."""
-    if isinstance(value, bool) or isinstance(operand, bool):
-        if not (isinstance(value, bool) and isinstance(operand, bool)):
-            return None
-    elif isinstance(value, str) != isinstance(operand, str):
-        value, operand = as_number(value), as_number(operand)
-        if value is None or operand is None:
-            return None
-    elif not isinstance(value, (str, int, Decimal)):
-        return None
-    return int(value > operand) - int(value < operand)
+_COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "eq": operators.eq,
+    "ne": operators.ne,
+    "lt": operators.lt,
+    "lte": operators.le,
+    "gt": operators.gt,
+    "gte": operators.ge,
+}
 
 
 def as_number(value: Any) -> int | Decimal | None:
@@ -149,6 +163,32 @@ def _in(operands: list[Any]) -> Test:
         return isinstance(value, (int, Decimal)) and value in any_number
 
     return test
+
+
+def _asks(conditions: Mapping[str, Mapping[str, Any]]) -> tuple[str, frozenset[Hashable]] | None:
+    operands = [(column, tests["in"] if "in" in tests else [tests["eq"]]) for column, tests in conditions.items() if not tests.keys().isdisjoint(("eq", "in"))]
+    column, asked = min(operands, key=lambda found: len(found[1]), default=("", []))
+    return (column, frozenset(key for operand in asked for key in operand_keys(operand))) if 0 < len(asked) <= MAX_ASKED else None
+
+
+def operand_keys(operand: Any) -> tuple[Hashable, ...]:
+    """What the `value_keys` of every value that is equal to this share with these."""
+    if isinstance(operand, bool):
+        return (("truth", operand),)
+    if isinstance(operand, str):
+        number = as_number(operand)
+        return (("text", operand),) if number is None else (("text", operand), ("text of", number))
+    return (("number", operand),)
+
+
+def value_keys(value: Any) -> tuple[Hashable, ...]:
+    """Keys by which conditions are found that may hold for the value."""
+    if isinstance(value, bool):
+        return (("truth", value),)
+    if isinstance(value, str):
+        number = as_number(value)
+        return (("text", value),) if number is None else (("text", value), ("number", number))
+    return (("number", value), ("text of", value)) if isinstance(value, (int, Decimal)) else ()
 
 
 def _like(pattern: str, fail: Callable[[str], ConditionError]) -> Test:

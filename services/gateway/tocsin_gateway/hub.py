@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Final
 
 import structlog
@@ -20,9 +19,10 @@ import structlog
 from tocsin import broker, retry
 from tocsin.errors import Unavailable
 from tocsin.position import Position
-from tocsin.subject import Pattern, cover
+from tocsin.subject import Pattern
 from tocsin_gateway.channels import Channels, Member
 from tocsin_gateway.consumer import Consumer, ConsumerLost, OnTraced
+from tocsin_gateway.filters import filters_of
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.limits import PAGES_AT_ONCE
 from tocsin_gateway.metrics import Metrics
@@ -37,7 +37,7 @@ REFRESH_SECONDS: Final = 5.0
 VERIFY_SECONDS: Final = 1.0
 JOIN_SECONDS: Final = 5.0
 NARROW_SECONDS: Final = 5.0
-MAX_FILTERS: Final = 256
+JOINS_AT_ONCE: Final = 200
 
 
 @dataclass(slots=True)
@@ -147,8 +147,10 @@ class Hub:
                 narrow_at = loop.time() + NARROW_SECONDS
             elif narrow_at is not None and loop.time() >= narrow_at:
                 narrow_at = None
-                if _bounded(cover(self.channels.patterns())) != self._cover:
-                    await self._change_cover()
+                # In a thread, since of thousands it takes a while.
+                wanted = await asyncio.to_thread(filters_of, self.channels.patterns())
+                if wanted != self._cover and not self.channels.changed:
+                    await self._change_cover(wanted)
 
     def _check_consumer(self, reconnects: int) -> None:
         """Raises ConsumerLost where the connection was interrupted, or JetStream is not heard any more."""
@@ -161,13 +163,15 @@ class Hub:
             raise ConsumerLost(f"nothing was heard of JetStream for {SILENCE_SECONDS:.0f} s")
 
     async def _admit(self) -> None:
-        joins, self._joins = self._joins, []
+        joins, self._joins = self._joins[:JOINS_AT_ONCE], self._joins[JOINS_AT_ONCE:]
+        if self._joins:
+            self._wake.set()
         try:
             await self._refresh()
             new = [join.pattern for join in joins if not any(have.contains(join.pattern) for have in self._cover)]
             if new:
                 self.channels.changed = True
-                await self._change_cover(_bounded(cover((*self._cover, *new))))
+                await self._change_cover(filters_of((*self._cover, *new)))
         except (Unavailable, broker.JetStreamError, ConsumerLost):
             # They are admitted once the stream is back; whoever waits may give up before.
             self._joins = joins + self._joins
@@ -245,7 +249,7 @@ class Hub:
 
     async def _change_cover(self, wanted: tuple[Pattern, ...] | None = None) -> None:
         """Read with other filters from `head` on. Opened at `head` itself, to know the original that a copy may follow."""
-        wanted = _bounded(cover(self.channels.patterns())) if wanted is None else wanted
+        wanted = filters_of(self.channels.patterns()) if wanted is None else wanted
         old, self._consumer = self._consumer, None
         if old is not None:
             await old.close()
@@ -289,8 +293,3 @@ class Hub:
             raise ConsumerLost(f"a message of epoch {event.epoch} came while {self.epoch} was known")
         # The stream has confirmed the epoch since. A position is a place in the stream as it is now, also behind a leftover of before.
         event.epoch = self.epoch
-
-
-def _bounded(filters: tuple[Pattern, ...]) -> tuple[Pattern, ...]:
-    """NATS slows down with very many filters; then one that contains them all is cheaper."""
-    return filters if len(filters) <= MAX_FILTERS else (reduce(Pattern.union, filters),)

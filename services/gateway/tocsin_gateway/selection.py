@@ -15,6 +15,7 @@ judged, nothing is told but that something is missing.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +73,18 @@ class Selection:
     def __hash__(self) -> int:
         return self._hash
 
+    def asks(self, pattern: Pattern) -> tuple[str, frozenset[Hashable]] | None:
+        """(column, keys of values): no row that this lets through has another value there; None where that can't be said of the pattern's events."""
+        tokens = pattern.tokens
+        if tokens[2:3] != ("change",):
+            return None
+        table = (tokens[3], tokens[4]) if len(tokens) > 4 and not {"*", ">"} & set(tokens[3:5]) else None
+        rule = None if table is None else self._visibility.rule(table)
+        if rule is not None:
+            # An event without another of its columns is withheld, which must be told.
+            return rule.asks if len(rule.columns) == 1 else None
+        return self._where.asks if self._where is not None and (table is not None or self._visibility == _EVERYTHING) else None
+
     def judge(self, event: StreamEvent) -> Judgement:
         found = event.judged.get(self, _UNKNOWN) if event.judged is not None else _UNKNOWN
         if isinstance(found, _Unknown):
@@ -80,6 +93,11 @@ class Selection:
                 event.judged = {}
             event.judged[self] = found
         return found
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether every column is wanted."""
+        return self._columns is None
 
     def row(self, table: tuple[str, str], key: Fields | None, row: Fields | None) -> tuple[Fields | None, Fields | None] | Unseen | None:
         """A snapshot's row, None where it is too large, as its key and columns are shown; None where it is not in the set."""
@@ -170,6 +188,8 @@ class _Judging:
 
     def _payload(self, seen_new: bool, seen_old: bool) -> bytes:
         event, change = self._event, self._change
+        if self._rule is None and self._selection.shows_all and not self._hidden:
+            return event.payload
         if change.op == "update" and not seen_new:
             return self._gone()
         project = self._selection.project

@@ -1,6 +1,6 @@
 """One client: its subscriptions, and which frames go to it.
 
-A socket with exactly one live subscription shares its bytes with every other client of that pattern. Any other socket is
+A socket with exactly one live subscription shares its bytes with every other client that asks the same. Any other socket is
 asked event by event; while one of its subscriptions replays, or filters, its frames say in `for` whom they are for.
 """
 
@@ -13,7 +13,9 @@ from tocsin.position import Position
 from tocsin.subject import Pattern
 from tocsin_gateway import protocol
 from tocsin_gateway.access import Access, Grant
+from tocsin_gateway.channels import Member
 from tocsin_gateway.frames import StreamEvent, addressed
+from tocsin_gateway.groups import Group
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, Limits
 from tocsin_gateway.live import Live
@@ -53,7 +55,7 @@ class Session:
         self._subscriptions: dict[str, Subscription] = {}
         self._attached: dict[Pattern, list[Subscription]] = {}
         self._gathered: list[Subscription] = []
-        self._sharing: Pattern | None = None
+        self._sharing: tuple[Pattern, Group[Member]] | None = None
         self._last: StreamEvent | None = None
         self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
         self._snapshots = snapshots
@@ -211,6 +213,10 @@ class Session:
             else:
                 self._outbox.send(addressed(event.payload, [(subscription.json_id, NO_MARK) for subscription in live]))
 
+    def withheld(self, event: StreamEvent) -> None:
+        """An event that can't be judged, for the subscription that shares."""
+        self._tell(event, list(self._subscriptions.values()), live=True)
+
     def _tell(self, event: StreamEvent, recipients: list[Subscription], *, live: bool) -> None:
         for subscription, reason in self.tell.event(event, recipients, live=live):
             self.end_with(subscription, ProtocolError("forbidden", reason, subscription.id))
@@ -225,7 +231,7 @@ class Session:
 
     def still_member(self, pattern: Pattern) -> bool:
         """Whether the hub must still ask us for the pattern's events, though the subscription that joined has ended."""
-        return pattern in self._attached and self._sharing != pattern
+        return pattern in self._attached and (self._sharing is None or self._sharing[0] != pattern)
 
     def attach(self, subscription: Subscription) -> None:
         self._attached.setdefault(subscription.pattern, []).append(subscription)
@@ -257,17 +263,16 @@ class Session:
         """Share bytes where exactly one live subscription is on a socket that can take frames."""
         if self._sharing is None and isinstance(self._outbox, SocketOutbox) and len(self._subscriptions) == 1:
             only = next(iter(self._subscriptions.values()))
-            if only.selection is None and only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
+            if only.state is State.LIVE and only.after <= self._hub.head and self._attached.get(only.pattern) == [only]:
                 self._outbox.flush()
-                self._hub.channels.share(only.pattern, self, self._outbox)
-                self._sharing = only.pattern
+                self._sharing = only.pattern, self._hub.channels.share(only.pattern, self, self._outbox, only.selection, only.json_id)
 
     def unshare(self) -> None:
         if self._sharing is not None and isinstance(self._outbox, SocketOutbox):
-            self._hub.channels.unshare(self._sharing, self._outbox)
-            for subscription in self._attached.get(self._sharing, ()):
+            (pattern, group), self._sharing = self._sharing, None
+            self._hub.channels.unshare(pattern, self, self._outbox, group)
+            for subscription in self._attached.get(pattern, ()):
                 subscription.after = max(subscription.after, self._hub.head)
-            self._sharing = None
 
     async def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None:
         """One event of a replay, once the client has taken most of what was sent before."""

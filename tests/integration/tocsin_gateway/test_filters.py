@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import servers
-from tests.support.gateway import Peer, RunningGateway, peer, running_gateway
+from tests.support.gateway import Peer, RunningGateway, numbers, peer, running_gateway
 from tests.support.stream import Stream
 
 SECRET = "a secret of at least thirty-two bytes!"
@@ -61,6 +62,36 @@ async def test_enter_stay_and_leave_live_and_replayed(gateway: RunningGateway, s
         assert marks(frames) == SET
         assert [frame["event"]["data"]["key"] for frame in frames[:-1]] == [{"id": 1}, {"id": 1}, {"id": 1}, {"id": 2}, {"id": 2}]
         await client.nothing_more()
+
+
+async def test_clients_that_ask_the_same_share_frames_and_each_may_turn_aside(gateway: RunningGateway, stream: Stream) -> None:
+    """Equal conditions and ids, other ids, another value, none; then one of each subscribes to more, and one leaves."""
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(peer(gateway)) for _ in range(6)]
+        same, twin, named, other, plain, leaving = peers
+        for client, name, where in (
+            (same, "a", ORDERS),
+            (twin, "a", ORDERS),
+            (named, "b", ORDERS),
+            (other, "a", {"customer": {"in": [7, 8]}}),
+            (leaving, "a", ORDERS),
+        ):
+            await client.subscribe(orders(stream), name, where=where)
+        await plain.subscribe(orders(stream))
+        for turn in range(3):
+            await changes(stream)
+            if turn < 2:
+                assert marks(await leaving.events(len(SET))) == SET
+            frames = [await client.events(len(SET)) for client in (same, twin)]
+            assert frames[0] == frames[1]
+            assert marks(frames[0]) == SET
+            assert marks(await named.events(len(SET)), "b") == SET
+            assert marks(await other.events(4)) == ["enter", "enter", "leave", None]
+            assert numbers(await plain.events(len(SET) + 1)) == [*range(7 * turn + 1, 7 * turn + 8)]
+            if turn == 0:
+                await twin.subscribe("pg.*.event.>", "more")
+            if turn == 1:
+                leaving.socket.transport.abort()
 
 
 async def test_many_subscriptions_of_one_socket_get_an_event_once_with_what_it_is_to_each(gateway: RunningGateway, stream: Stream) -> None:
