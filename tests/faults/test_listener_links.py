@@ -120,9 +120,8 @@ async def test_a_silenced_doorbell_delays_by_about_the_fallback_read() -> None:
     async with running_listener() as (running, source):
         await until_asleep(source)
         await source.execute(
-            "INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, data)"
-            " SELECT last_value % 8, nextval('tocsin.seq'), 'event.unrung', 'unrung', '1',"
-            """ '{"op":"emit","table":"x","schema":"x"}' FROM tocsin.leaf"""
+            "INSERT INTO tocsin.journal (stmt, subject, type, key, data)"
+            """ SELECT nextval('tocsin.seq'), 'event.unrung', 'unrung', '1', '{"op":"emit","table":"x","schema":"x"}'"""
         )
         seen = await assert_exactly_once(running, patience=5)
         assert len(seen.events) == 1

@@ -39,9 +39,9 @@ DECLARE
     "tocsin:written" bigint;
 BEGIN
     %s;
-    GET DIAGNOSTICS "tocsin:written" = ROW_COUNT;
+    GET DIAGNOSTICS "tocsin:written" = ROW_COUNT;%s
     RETURN "tocsin:written";
-END $body$, tocsin.insert_source(w, 'read', $2, 'n', 'n.*', NULL, NULL)) AS body
+END $body$, tocsin.insert_source(w, 'read', $2, 'n', 'n.*', NULL, NULL), tocsin.bell_source()) AS body
 FROM tocsin.watched AS w WHERE w.id = $1
 """
 

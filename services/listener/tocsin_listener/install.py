@@ -14,7 +14,7 @@ from tocsin.errors import OperatorError
 VERSION: Final = 4
 """Of what is in the schema; a listener refuses another."""
 
-SCRIPTS: Final = ("schema.sql", "order.sql", "capture.sql", "alteration.sql")
+SCRIPTS: Final = ("schema.sql", "order.sql", "values.sql", "capture.sql", "watch.sql", "alteration.sql")
 """In the order in which they run; upgrade.sql runs before them where an older version is installed."""
 
 PUBLIC_FUNCTIONS: Final = "tocsin.emit(text, jsonb), tocsin.token(text), tocsin.annotate(jsonb), tocsin.annotation(text)"

@@ -23,8 +23,8 @@ WHERE q.retried IS NULL AND ($1::bigint[] IS NULL OR q.seq = ANY ($1)) ORDER BY 
 """
 _SEND: Final = """
 WITH sent AS (
-    INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, key, annotation, data)
-    SELECT coalesce(pg_sequence_last_value('tocsin.leaf'::regclass), 0) % 8, nextval('tocsin.seq'), substr(q.subject, length($2) + 1),
+    INSERT INTO tocsin.journal (stmt, subject, old_subject, type, key, annotation, data)
+    SELECT nextval('tocsin.seq'), substr(q.subject, length($2) + 1),
            (SELECT substr(c.subject, length($2) + 1) FROM tocsin.quarantine AS c WHERE c.seq = q.seq AND c.copy),
            event ->> 'type', event ->> 'subject', (event -> 'annotation')::text, (event -> 'data')::text
     FROM tocsin.quarantine AS q, LATERAL (SELECT convert_from(q.message, 'UTF8')::json AS event) AS e

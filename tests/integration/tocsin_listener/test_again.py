@@ -30,9 +30,8 @@ POISON = "x" * 4000
 async def poisoned(connection: asyncpg.Connection, key: int) -> None:
     """A row in the journal whose subject NATS can't take, among good ones, as no trigger of ours writes it."""
     await connection.execute(
-        f"""INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, data)
-            SELECT coalesce(pg_sequence_last_value('tocsin.leaf'::regclass), 0) % 8,
-                   nextval('tocsin.seq'), 'change.public.t.insert.{POISON}', 'public.t.insert', '{key}',
+        f"""INSERT INTO tocsin.journal (stmt, subject, type, key, data)
+            SELECT nextval('tocsin.seq'), 'change.public.t.insert.{POISON}', 'public.t.insert', '{key}',
                    '{{"op":"insert","schema":"public","table":"t","key":{{"id":{key}}},"new":{{"id":{key}}}}}'"""
     )
 

@@ -119,8 +119,8 @@ async def test_without_the_lock_held_to_the_commit_the_wake_up_is_lost(make: Mak
     """The same, where the writer looks whether the listener sleeps but does not keep the lock: it shows that the test can fail."""
     source = await installed.fetchval("SELECT pg_get_functiondef('tocsin.insert_1'::regproc)")
     broken = source.replace(
-        "pg_try_advisory_xact_lock_shared(8390040714906399854)",
-        "(pg_try_advisory_lock_shared(8390040714906399854) AND pg_advisory_unlock_shared(8390040714906399854))",
+        "pg_catalog.pg_try_advisory_xact_lock_shared(8390040714906399854)",
+        "(pg_catalog.pg_try_advisory_lock_shared(8390040714906399854) AND pg_catalog.pg_advisory_unlock_shared(8390040714906399854))",
     )
     assert broken != source
     await installed.execute(broken)

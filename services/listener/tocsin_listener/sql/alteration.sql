@@ -95,11 +95,11 @@ $$;
 
 CREATE OR REPLACE FUNCTION tocsin.announce(old jsonb, new jsonb, changes jsonb, troubles text[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog AS $$
-INSERT INTO tocsin.journal (leaf, stmt, subject, old_subject, type, annotation, data)
-SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), now.subject, nullif(former.subject, now.subject), now.type,
+INSERT INTO tocsin.journal (stmt, subject, old_subject, type, annotation, data)
+SELECT nextval('tocsin.seq'), now.subject, nullif(former.subject, now.subject), now.type,
        left(nullif(current_setting('tocsin.annotation', true), ''), 1024),
        CASE WHEN octet_length(d.data) <= i.max_event THEN d.data ELSE '{"truncated":true}' END
-FROM tocsin.leaf AS l, tocsin.identity AS i,
+FROM tocsin.identity AS i,
 LATERAL (SELECT format('schema.%s.%s', tocsin.token(new ->> 'schema'), tocsin.token(new ->> 'table')) AS subject,
                 format('%s.%s.schema', tocsin.token(new ->> 'schema'), tocsin.token(new ->> 'table')) AS type) AS now,
 LATERAL (SELECT format('schema.%s.%s', tocsin.token(old ->> 'schema'), tocsin.token(old ->> 'table')) AS subject) AS former,

@@ -5,22 +5,23 @@ REVOKE ALL ON SCHEMA tocsin FROM PUBLIC;
 
 -- Orders the journal, CACHE 1 so that it grows with time; also numbers statements before their rows exist.
 CREATE SEQUENCE IF NOT EXISTS tocsin.seq CACHE 1;
--- The number of the leaf that is written; leaf number mod 8. A sequence, since every writer reads it and it must leave no dead rows.
+-- Which leaf is written: its number is the value's bits from the 36th on, and leaf number mod 8 has it. Each journal row draws one, since a
+-- default is all that the journal can add to a writer's INSERT without a scan of its own. A sequence leaves no dead rows.
 CREATE SEQUENCE IF NOT EXISTS tocsin.leaf MINVALUE 0 START 0 CACHE 1;
 
 -- One row an event: what the message will be follows from the row and its envelope alone, whatever happens to the table or the watch.
 -- A captured change has an envelope, so that the writer writes only what is new in each event; any other has its whole `data`.
 CREATE TABLE IF NOT EXISTS tocsin.journal (
-    leaf smallint NOT NULL,
+    leaf smallint NOT NULL DEFAULT ((nextval('tocsin.leaf') >> 36) & 7),
     seq bigint NOT NULL DEFAULT nextval('tocsin.seq'),
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     stmt bigint,                -- the number of its statement, where that may not be the order of seq
     at timestamptz NOT NULL DEFAULT statement_timestamp(),
     subject text,               -- what follows <prefix>.<source>. ('canary' is the canary's); with an envelope the route's tokens, each after a dot
-    old_subject text,           -- the old route's, where an UPDATE changed it
+    old_subject text,           -- the old route's, of an UPDATE; with an envelope also where it is the same
     type text,                  -- the CloudEvent's
     key text,                   -- the CloudEvent's subject
-    annotation text,            -- what tocsin.annotate, or the setting itself, said in the transaction
+    annotation text,            -- what tocsin.annotate, or the setting itself, said in the transaction; '' is nothing
     data text                   -- JSON
 ) PARTITION BY LIST (leaf);
 ALTER TABLE tocsin.journal ADD COLUMN IF NOT EXISTS annotation text;
@@ -44,9 +45,10 @@ CREATE TABLE IF NOT EXISTS tocsin.envelope (
     type text NOT NULL,
     head text NOT NULL,         -- of `data`, up to the key
     key_head text NOT NULL,     -- of the key's JSON, where that is key_head || key || '}'
-    key_quoted boolean NOT NULL -- whether that key is a JSON string, else a number
+    key_quoted boolean NOT NULL, -- whether that key is a JSON string, else a number
+    max_event integer NOT NULL  -- the bytes of new and old together beyond which the event is told as truncated
 );
-CREATE UNIQUE INDEX IF NOT EXISTS envelope_content ON tocsin.envelope (md5(head), md5(key_head), key_quoted);
+CREATE UNIQUE INDEX IF NOT EXISTS envelope_content ON tocsin.envelope (md5(head), md5(key_head), key_quoted, max_event);
 
 DO $$
 BEGIN
@@ -68,11 +70,13 @@ END $$;
 -- The journal with each event as it is told.
 CREATE OR REPLACE VIEW tocsin.events AS
 SELECT j.leaf, j.seq, j.xid, coalesce(j.stmt, j.seq) AS stmt, j.at,
-       concat(e.subject, j.subject) AS subject, CASE WHEN e.id IS NULL THEN j.old_subject ELSE e.subject || j.old_subject END AS old_subject,
-       coalesce(e.type, j.type) AS type, j.key, tocsin.annotation(j.annotation) AS annotation,
+       concat(e.subject, j.subject) AS subject, CASE WHEN e.id IS NULL THEN j.old_subject ELSE e.subject || nullif(j.old_subject, j.subject) END AS old_subject,
+       coalesce(e.type, j.type) AS type, j.key, tocsin.annotation(nullif(j.annotation, '')) AS annotation,
        CASE WHEN e.id IS NULL THEN j.data ELSE concat(
            e.head, coalesce(j.key_json, e.key_head || CASE WHEN e.key_quoted THEN to_json(j.key)::text ELSE j.key END || '}', 'null'),
-           ',"new":' || j.new, ',"old":' || j.old, CASE WHEN j.new IS NULL AND (j.old IS NULL OR e.type NOT LIKE '%.delete') THEN ',"truncated":true' END, '}') END AS data,
+           CASE WHEN coalesce(octet_length(j.new), 0) + coalesce(octet_length(j.old), 0) > e.max_event
+                     OR (j.new IS NULL AND (j.old IS NULL OR e.type NOT LIKE '%.delete')) THEN ',"truncated":true'
+                ELSE concat(',"new":' || j.new, ',"old":' || j.old) END, '}') END AS data,
        j.ctid AS line              -- where in the leaf: a row that is committed never moves
 FROM tocsin.journal AS j LEFT JOIN tocsin.envelope AS e ON e.id = j.envelope;
 
@@ -180,10 +184,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 DECLARE
     appended bigint;
 BEGIN
-    INSERT INTO tocsin.journal (leaf, stmt, subject, type, key, annotation, data)
-    SELECT (l.last_value % 8)::smallint, nextval('tocsin.seq'), subject, type, key, left(nullif(current_setting('tocsin.annotation', true), ''), 1024),
+    INSERT INTO tocsin.journal (stmt, subject, type, key, annotation, data)
+    SELECT nextval('tocsin.seq'), subject, type, key, left(nullif(current_setting('tocsin.annotation', true), ''), 1024),
            CASE WHEN octet_length(data) <= i.max_event THEN data ELSE '{"truncated":true}' END
-    FROM tocsin.leaf AS l, tocsin.identity AS i
+    FROM tocsin.identity AS i
     RETURNING seq INTO appended;
     PERFORM tocsin.ring();
     RETURN appended;
@@ -252,7 +256,7 @@ DECLARE
     -- As stored, not as the leader may know better: after a crash the batch from here on is read again.
     reached pg_snapshot := (SELECT p.reached FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1);
 BEGIN
-    SELECT last_value INTO number FROM tocsin.leaf;
+    SELECT last_value >> 36 INTO number FROM tocsin.leaf;
     IF pg_total_relation_size(format('tocsin.journal_%s', number % 8)::regclass) < largest
        AND (SELECT rotated_at + oldest > clock_timestamp() FROM tocsin.identity) THEN
         RETURN NULL;
@@ -276,7 +280,7 @@ END $$;
 CREATE OR REPLACE FUNCTION tocsin.advance(number bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
-    PERFORM setval('tocsin.leaf', number);
+    PERFORM setval('tocsin.leaf', number << 36);
     UPDATE tocsin.identity SET rotated_at = clock_timestamp();
 END $$;
 

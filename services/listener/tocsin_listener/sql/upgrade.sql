@@ -15,4 +15,17 @@ BEGIN
     DROP FUNCTION IF EXISTS tocsin.common_source(tocsin.watched);
     DROP FUNCTION IF EXISTS tocsin.insert_source(tocsin.watched, text, text, text, text, text, text);
     DROP FUNCTION IF EXISTS tocsin.begin_statement();
+    -- Writers that are inside an older function give the leaf themselves, as number mod 8: which one they find now does not matter, since
+    -- the journal is read by its index, whatever the leaf.
+    IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tocsin.journal'::regclass AND attname = 'leaf' AND atthasdef) THEN
+        ALTER TABLE tocsin.journal ALTER COLUMN leaf SET DEFAULT ((nextval('tocsin.leaf') >> 36) & 7);
+        PERFORM setval('tocsin.leaf', coalesce(pg_sequence_last_value('tocsin.leaf'), 0) << 36);
+    END IF;
+    -- Who wrote by the older envelopes has left out already what would be too much.
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('tocsin.envelope') AND attname = 'id')
+       AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('tocsin.envelope') AND attname = 'max_event') THEN
+        ALTER TABLE tocsin.envelope ADD COLUMN max_event integer NOT NULL DEFAULT 2147483647;
+        ALTER TABLE tocsin.envelope ALTER COLUMN max_event DROP DEFAULT;
+        DROP INDEX tocsin.envelope_content;
+    END IF;
 END $$;
