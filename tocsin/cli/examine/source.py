@@ -19,6 +19,8 @@ from tocsin.stack.process import port_is_open
 PART: Final = "source"
 SETTING: Final = "TOCSIN_DATABASE_URL"
 OLDEST: Final = 140000
+MERGE_FIXED: Final = {15: 16, 16: 12, 17: 8, 18: 2}
+"""From these minor versions on, triggers are given every row of a MERGE; before, not those of a MERGE in WITH, or into a table that refers to itself."""
 _SQL: Final = load_queries("tocsin.cli.examine", "source.sql")
 
 
@@ -57,11 +59,25 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         await postgres.close(connection)
 
 
+def merge_loses_rows(number: int) -> bool:
+    """Whether this server_version_num is one whose statement triggers miss rows of some MERGEs."""
+    major, minor = divmod(number, 10000)
+    return minor < MERGE_FIXED.get(major, 0)
+
+
 async def _server(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
     server = await connection.fetchrow(_SQL["server"])
     assert server is not None, "the query gives one row"
     if server["number"] < OLDEST:
         yield bad(PART, f"PostgreSQL {server['version']}", "upgrade to PostgreSQL 14 or later")
+    elif merge_loses_rows(server["number"]):
+        fixed = f"{server['number'] // 10000}.{MERGE_FIXED[server['number'] // 10000]}"
+        lost = "those of a MERGE in a WITH, or into a table with a foreign key to itself"
+        yield bad(
+            PART,
+            f"PostgreSQL {server['version']} keeps rows from triggers, so they become no event: {lost}",
+            f"upgrade this server to PostgreSQL {fixed} or later (a restart)",
+        )
     else:
         yield good(PART, f"PostgreSQL {server['version']}")
     if server["in_recovery"]:
