@@ -17,4 +17,4 @@ GRANT SELECT ON tocsin.watched, tocsin.identity, tocsin.progress, tocsin.journal
 GRANT EXECUTE ON FUNCTION tocsin.shape(regclass), tocsin.value_source(tocsin.shape_column, text, regclass), tocsin.base_source(text, regclass),
     tocsin.json_source(tocsin.shape_column, text, tocsin.watched), tocsin.row_source(tocsin.watched, text, text),
     tocsin.key_source(tocsin.watched, text, boolean), tocsin.token_source(text), tocsin.route_source(tocsin.watched, text),
-    tocsin.condition_source(tocsin.watched, text), tocsin.size_source(tocsin.watched, text), tocsin.token(text) TO tocsin_gateway;
+    tocsin.condition_source(tocsin.watched, text), tocsin.oversized_source(tocsin.watched, text[]), tocsin.token(text) TO tocsin_gateway;

@@ -60,6 +60,7 @@ class Session:
         self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
         self._snapshots = snapshots
         self._all_plain = True
+        self._all_live: bool | None = None
         self.tell = Telling(outbox, metrics)
         self._lounge = Lounge(live, limits, metrics, outbox, tasks)
         self.grant: Grant | None = access.anonymous()
@@ -67,11 +68,17 @@ class Session:
     @property
     def all_live(self) -> bool:
         """Whether no subscription replays, so that the last event's position holds for all of them."""
-        return all(subscription.state is State.LIVE for subscription in self._subscriptions.values())
+        if self._all_live is None:
+            self._all_live = all(subscription.state is State.LIVE for subscription in self._subscriptions.values())
+        return self._all_live
 
     @property
     def subscriptions(self) -> int:
         return len(self._subscriptions) + len(self._lounge)
+
+    def _forget_all_live(self) -> None:
+        """Found again when it is wanted: an event must not cost a look at every subscription."""
+        self._all_live = None
 
     def admit(self, grant: Grant) -> None:
         """From now on this grant holds. Subscriptions that it does not allow end with an error and `unsubscribed`; the others go on."""
@@ -132,11 +139,12 @@ class Session:
         if not self._hub.ready:
             raise ProtocolError("unavailable", "the stream can't be reached at the moment; try again in a second", request.id)
         self.unshare()
-        subscription = Subscription(request.id, pattern)
+        subscription = Subscription(request.id, pattern, self._forget_all_live)
         subscription.where, subscription.select = where, select
         subscription.select_under(self.grant.visibility)
         subscription.table = table
         self._subscriptions[request.id] = subscription
+        self._all_live = False
         self._note_plain()
         self._metrics.subscriptions.inc()
         subscription.task = self._tasks.create_task(self._recovery.run(subscription, since))
@@ -250,6 +258,7 @@ class Session:
         subscription.state = State.ENDED
         self._lounge.stand_up(subscription.id)
         del self._subscriptions[subscription.id]
+        self._all_live = None
         self._note_plain()
         self._metrics.subscriptions.dec()
         if subscription.task is not None and subscription.task is not asyncio.current_task():

@@ -178,10 +178,11 @@ def _fits(pattern: Pattern, route_length: int) -> bool:
 
 
 def _query(watch: asyncpg.Record, largest: int) -> str:
-    row = watch["row"] if watch["size"] is None else f"CASE WHEN {watch['size']} <= {largest} THEN {watch['row']} END"
+    row = watch["row"] if watch["oversized"] is None else f"CASE WHEN {watch['oversized']} THEN NULL ELSE {watch['row']} END"
+    route = watch["route"] or "''"
     return (
         f"SELECT route, key, CASE WHEN octet_length(row) <= {largest} THEN row END AS row"  # the listener's own, quoted by it
-        f" FROM (SELECT ''{watch['route'] or ''} AS route, {watch['key']} AS key, {row} AS row FROM {watch['place']} AS t"
+        f" FROM (SELECT {route} AS route, {watch['key']} AS key, {row} AS row FROM {watch['place']} AS t"
         f"{' WHERE ' + watch['condition'] if watch['condition'] else ''} OFFSET 0) AS x"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from enum import Enum, auto
 
 import msgspec
@@ -28,12 +29,16 @@ class State(Enum):
 class Subscription:
     """`after` is the stream sequence up to which the client has everything; `hole` what the hub met while we were buffering.
 
-    `selection` is None where every event of the pattern is wanted as it is.
+    `selection` is None where every event of the pattern is wanted as it is. `on_state` is called when `state` has changed.
     """
 
-    __slots__ = ("after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "select", "selection", "state", "table", "task", "where")
+    __slots__ = (
+        *("_on_state", "_state", "after", "buffer", "buffer_bytes", "hole", "id", "json_id", "overflowed", "pattern", "select", "selection", "table", "task"),
+        "where",
+    )
 
-    def __init__(self, id: str, pattern: Pattern) -> None:  # noqa: A002  # the field's name
+    def __init__(self, id: str, pattern: Pattern, on_state: Callable[[], None]) -> None:  # noqa: A002  # the field's name
+        self._on_state = on_state
         self.id = id
         self.json_id = msgspec.json.encode(id)
         self.pattern = pattern
@@ -41,13 +46,22 @@ class Subscription:
         self.table: Table | None = None
         self.select: frozenset[str] | None = None
         self.selection: Selection | None = None
-        self.state = State.JOINING
+        self._state = State.JOINING
         self.after = 0
         self.buffer: deque[StreamEvent] = deque()
         self.buffer_bytes = 0
         self.overflowed = False
         self.hole: Reason | None = None
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._on_state()
 
     def select_under(self, visibility: Visibility) -> None:
         """From now on only what these rules let through."""
