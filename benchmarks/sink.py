@@ -2,6 +2,7 @@
 
     python -m benchmarks.sink HOST PORT PATH CLIENTS MARKER EXPECTED_PER_CLIENT < hello messages, one a line
 
+In a hello, CLIENT stands for the client's number, from 0 on.
 Prints `ready` when every client has sent its hello and got its `READY` bytes, and at the end one line of JSON:
 `{"seconds": from the first marker to the last one, "count": …, "slowest": …}`.
 """
@@ -66,8 +67,9 @@ def main() -> None:
     selector = selectors.DefaultSelector()
     counts: dict[int, int] = {}
     tails: dict[int, bytes] = {}
-    for _ in range(int(clients)):
-        sock, rest = open_client(host, int(port), path, hellos, opcode, ready.encode())
+    for number in range(int(clients)):
+        own = [hello.replace(b"CLIENT", str(number).encode()) for hello in hellos]
+        sock, rest = open_client(host, int(port), path, own, opcode, ready.encode())
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, sock)
         counts[sock.fileno()] = rest.count(needle)
