@@ -142,9 +142,9 @@ async def test_the_user_that_reads_the_rows_must_be_able_to(
 ) -> None:
     """A copy as a user whom row security hides rows from would be complete and wrong."""
     name = f"reader_{source_url.rpartition('/')[2]}"
-    own = source_url.replace(source_server.url.rpartition("/")[0], source_server.own_url.rpartition("/")[0]).replace("postgres@", f"{name}@")
+    own = f"postgresql://{name}:reader@{source_server.own_url.partition('@')[2].partition('/')[0]}/{source_url.rpartition('/')[2]}"
     await source.execute(f"""
-        CREATE ROLE {name} LOGIN REPLICATION; CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY);
+        CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'reader'; CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY);
         CREATE TABLE part (id int PRIMARY KEY, hidden int);
         CREATE TABLE secured (id int PRIMARY KEY); ALTER TABLE secured ENABLE ROW LEVEL SECURITY; INSERT INTO secured VALUES (1);
         GRANT SELECT (id) ON part TO {name}; GRANT SELECT ON secured, closed.t TO {name}""")
