@@ -24,6 +24,7 @@ from tocsin_gateway.app import STATIC, create_app
 from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.colleagues import Worker, metrics_route, tell
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.headcount import SharedHeadcount
 from tocsin_gateway.limits import Limits, chosen_limits
 from tocsin_gateway.server import protocols
 from tocsin_gateway.state import State, state_route
@@ -47,7 +48,10 @@ async def serve_workers(settings: Settings, stop: asyncio.Event, count: int) -> 
             chosen = settings.model_copy(update={"gateway_port": sock.getsockname()[1]})
             log.info("workers", count=count, port=chosen.gateway_port)
             given = pickle.dumps((chosen, count, folder))
-            await supervise(("-m", "tocsin_gateway", "worker"), given, count, stop, settings.gateway_drain.total_seconds())
+            path = Worker(0, count, Path(folder)).headcount
+            SharedHeadcount.create(path, count)
+            forget = SharedHeadcount(path, 0, count).forget
+            await supervise(("-m", "tocsin_gateway", "worker"), given, count, stop, settings.gateway_drain.total_seconds(), forget)
         finally:
             sock.close()
 
@@ -72,6 +76,7 @@ async def serve(settings: Settings, stop: asyncio.Event, limits: Limits | None =
                 trusts_names=settings.insecure,
                 replicas=settings.stream_replicas,
                 database_url=settings.database_url,
+                headcount=None if worker is None else SharedHeadcount(worker.headcount, worker.number, worker.count),
             )
             http_protocol, socket_protocol = protocols(limits, gateway.over_limit)
             async with asyncio.TaskGroup() as group:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
+from typing import Final
 
+from tocsin_gateway.headcount import Headcount, OwnHeadcount
 from tocsin_gateway.limits import Limits
 from tocsin_gateway.protocol import ProtocolError
 
@@ -30,14 +31,16 @@ class Visit:
 
 
 class Census:
-    """Of one worker. `on_refused` is called with the limit's name. Connections of this machine itself have no limit for their address."""
+    """Of one worker, but addresses and users are counted where `headcount` does. `on_refused` is called with the limit's name.
 
-    def __init__(self, limits: Limits, on_refused: Callable[[str], None]) -> None:
+    Connections of this machine itself have no limit for their address.
+    """
+
+    def __init__(self, limits: Limits, on_refused: Callable[[str], None], headcount: Headcount | None = None) -> None:
         self._limits = limits
+        self._headcount = headcount or OwnHeadcount()
         self._on_refused = on_refused
         self._all = 0
-        self._addresses: Counter[str] = Counter()
-        self._users: Counter[str] = Counter()
 
     def enter(self, address: str | None) -> Visit:
         """Raises ProtocolError: unavailable where the worker is full, limit where the address is."""
@@ -46,35 +49,34 @@ class Census:
             raise ProtocolError("unavailable", "this gateway has as many connections as it may have; come again, or elsewhere")
         address = None if address is None or _is_local(address) else address
         if address is not None:
-            if self._addresses[address] >= self._limits.connections_per_address:
+            if self._headcount.of(_ADDRESS + address) >= self._limits.connections_per_address:
                 self._on_refused("connections_per_address")
                 raise ProtocolError("limit", f"{self._limits.connections_per_address} connections from one address are allowed")
-            self._addresses[address] += 1
+            self._headcount.add(_ADDRESS + address)
         self._all += 1
         return Visit(self, address)
 
     def add_user(self, user: str | None) -> None:
         if user is None:
             return
-        if self._users[user] >= self._limits.connections_per_user:
+        if self._headcount.of(_USER + user) >= self._limits.connections_per_user:
             self._on_refused("connections_per_user")
             raise ProtocolError("limit", f"{self._limits.connections_per_user} connections of one user are allowed")
-        self._users[user] += 1
+        self._headcount.add(_USER + user)
 
     def remove_user(self, user: str | None) -> None:
-        _take(self._users, user)
+        if user is not None:
+            self._headcount.add(_USER + user, -1)
 
     def remove(self, address: str | None, user: str | None) -> None:
         self._all -= 1
-        _take(self._addresses, address)
-        _take(self._users, user)
+        if address is not None:
+            self._headcount.add(_ADDRESS + address, -1)
+        self.remove_user(user)
 
 
-def _take(counts: Counter[str], key: str | None) -> None:
-    if key is not None:
-        counts[key] -= 1
-        if counts[key] <= 0:
-            del counts[key]
+_ADDRESS: Final = "address "
+_USER: Final = "user "
 
 
 def _is_local(address: str) -> bool:

@@ -31,6 +31,10 @@ class Worker:
     def path(self, number: int) -> Path:
         return self.folder / str(number)
 
+    @property
+    def headcount(self) -> Path:
+        return self.folder / "headcount"
+
 
 async def tell(worker: Worker, registry: CollectorRegistry) -> None:
     """Answer whoever connects to the worker's socket with its metrics; until cancelled."""

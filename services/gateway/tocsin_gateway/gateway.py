@@ -18,6 +18,7 @@ from tocsin.service import Readiness
 from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
 from tocsin_gateway.census import Census
 from tocsin_gateway.credentials import Credentials
+from tocsin_gateway.headcount import Headcount
 from tocsin_gateway.history import History
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
@@ -49,6 +50,7 @@ class Gateway:
         trusts_names: bool = False,
         replicas: int = 1,
         database_url: str | None = None,
+        headcount: Headcount | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
@@ -58,7 +60,7 @@ class Gateway:
         self.revocations = Revocations(link, stream, source, self._end_revoked, replicas=replicas)
         self.limits = limits
         self.live = Live(link, access.live, source)
-        self.census = Census(limits, self.over_limit)
+        self.census = Census(limits, self.over_limit, headcount)
         self._origins = origins
         self._checks_host = not access.needs_token and not trusts_names
         self._link = link

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -25,23 +26,26 @@ GRACE_SECONDS: Final = 10.0
 CONFIGURATION: Final = 2
 
 
-async def supervise(arguments: tuple[str, ...], given: bytes, count: int, stop: asyncio.Event, drain_seconds: float) -> None:
+async def supervise(
+    arguments: tuple[str, ...], given: bytes, count: int, stop: asyncio.Event, drain_seconds: float, on_end: Callable[[int], None] = lambda _number: None
+) -> None:
     """Run `count` workers until `stop`; then all of them drain at once.
 
     A worker is `python <arguments> <number>`, reads `given` on its standard input, and ends when that is closed: so it does
-    not outlive us, however we end. One that dies is started again, after a pause that doubles. Raises OperatorError where
-    a worker ends because its settings can't be served.
+    not outlive us, however we end. One that dies is started again, after `on_end` was called with its number and a pause
+    that doubles. Raises OperatorError where a worker ends because its settings can't be served.
     """
     async with asyncio.TaskGroup() as group:
         for number in range(count):
-            group.create_task(_keep(arguments, given, number, stop, drain_seconds + GRACE_SECONDS))
+            group.create_task(_keep(arguments, given, number, stop, drain_seconds + GRACE_SECONDS, on_end))
 
 
-async def _keep(arguments: tuple[str, ...], given: bytes, number: int, stop: asyncio.Event, patience: float) -> None:
+async def _keep(arguments: tuple[str, ...], given: bytes, number: int, stop: asyncio.Event, patience: float, on_end: Callable[[int], None]) -> None:
     pause = FIRST_PAUSE
     while not stop.is_set():
         began = time.monotonic()
         code = await _run(arguments, given, number, stop, patience)
+        on_end(number)
         if stop.is_set():
             return
         if code == CONFIGURATION:

@@ -7,11 +7,17 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
+import jwt
+import msgspec
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from tests.support import servers
 from tests.support.gateway import RunningGateway
@@ -20,6 +26,7 @@ from tocsin.client import subscribe
 from tocsin.stack import process
 
 CLIENTS = 24
+SECRET = "a secret of at least thirty-two bytes!"
 
 
 def children(pid: int) -> list[int]:
@@ -28,13 +35,13 @@ def children(pid: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def started(nats_url: str, source: str, log: Path) -> AsyncIterator[tuple[RunningGateway, asyncio.subprocess.Process]]:
+async def started(nats_url: str, source: str, log: Path, **settings: str) -> AsyncIterator[tuple[RunningGateway, asyncio.subprocess.Process]]:
     """A gateway of two workers, both of which answer."""
     gateway = RunningGateway(process.free_port())
     child = await process.start(
         *(sys.executable, "-m", "tocsin.cli.main", "gateway", "--workers", "2"),
         log=log,
-        env={**os.environ, "TOCSIN_NATS_URL": nats_url, "TOCSIN_SOURCE": source, "TOCSIN_GATEWAY_PORT": str(gateway.port)},
+        env={**os.environ, "TOCSIN_NATS_URL": nats_url, "TOCSIN_SOURCE": source, "TOCSIN_GATEWAY_PORT": str(gateway.port), **settings},
     )
     try:
         await until_both_count(gateway)
@@ -105,6 +112,40 @@ async def test_clients_of_a_killed_worker_come_back_and_lose_nothing(stream: Str
         await process.stop(child, patience=20)
         assert child.returncode == 0, process.tail(log, 30)
         assert not any(Path(f"/proc/{pid}").exists() for pid in last)
+
+
+async def test_a_users_connections_are_counted_over_all_workers(stream: Stream, nats_server: servers.Server, tmp_path: Path) -> None:
+    """As many as the limit says get in, whichever worker the kernel gives them; a killed worker's count no more, and one that leaves gives its place back."""
+    settings = {"TOCSIN_JWT_SECRET": SECRET, "TOCSIN_LIMITS": "connections_per_user=5"}
+    alice = {"Authorization": "Bearer " + jwt.encode({"sub": "alice", "subscribe": ["pg.>"], "exp": time.time() + 600}, SECRET, "HS256")}
+
+    async with contextlib.AsyncExitStack() as stack:
+        gateway, child = await stack.enter_async_context(started(nats_server.url, stream.source, tmp_path / "gateway.log", **settings))
+
+        async def come(times: int) -> list[ClientConnection]:
+            inside = []
+            for _ in range(times):
+                socket = await stack.enter_async_context(connect(gateway.socket_url, additional_headers=alice, compression=None, proxy=None))
+                with contextlib.suppress(ConnectionClosed):
+                    while msgspec.json.decode(await socket.recv())["op"] != "authenticated":
+                        pass
+                    inside.append(socket)
+            return inside
+
+        inside = await come(15)
+        assert len(inside) == 5
+        shares = [await gateway.metric("tocsin_gateway_clients", worker=str(number), kind="websocket") for number in (0, 1)]
+        assert sum(shares) == 5
+        await inside.pop().close()
+        async with asyncio.timeout(10):
+            while not (came := await come(1)):
+                await asyncio.sleep(0.05)
+        inside += came
+        os.kill(children(child.pid)[0], signal.SIGKILL)
+        await until(lambda: len(children(child.pid)) == 2)
+        await until_both_count(gateway)
+        living = [socket for socket in inside if socket.state is State.OPEN]
+        assert len(await come(15)) == 5 - len(living)
 
 
 async def test_workers_end_with_whoever_started_them(stream: Stream, nats_server: servers.Server, tmp_path: Path) -> None:

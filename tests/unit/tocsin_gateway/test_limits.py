@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tocsin.errors import OperatorError
 from tocsin.subject import MAX_PATTERN, MAX_TOKENS
 from tocsin_gateway.census import Census, Visit
 from tocsin_gateway.grant import MAX_PATTERNS
+from tocsin_gateway.headcount import SharedHeadcount
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, REPLAY_PAGE, REPLAY_PAGE_BYTES, Limits, chosen_limits
 from tocsin_gateway.protocol import MAX_ID, ProtocolError
 
@@ -68,6 +71,24 @@ def test_each_limit_of_connections_refuses_the_one_too_many_and_says_which() -> 
         census.enter("127.0.0.1")
     assert problem.value.code == "unavailable"
     assert refused == ["connections_per_address", "connections_per_user", "connections_per_user", "connections"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["a", "b", "é\ud800"]), st.booleans()), max_size=50), st.integers(0, 2))
+def test_workers_count_together_and_without_who_has_ended(steps: list[tuple[int, str, bool]], ended: int) -> None:
+    counts: Counter[tuple[int, str]] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "headcount"
+        SharedHeadcount.create(path, 3)
+        workers = [SharedHeadcount(path, number, 3) for number in range(3)]
+        for number, key, comes in steps:
+            if comes or counts[number, key]:
+                counts[number, key] += 1 if comes else -1
+                workers[number].add(key, 1 if comes else -1)
+        for key in ("a", "b", "é\ud800", "nobody"):
+            assert {worker.of(key) for worker in workers} == {sum(counts[number, key] for number in range(3))}
+        workers[ended].forget(ended)
+        for key in ("a", "b"):
+            assert workers[0].of(key) == sum(counts[number, key] for number in range(3) if number != ended)
 
 
 @given(
