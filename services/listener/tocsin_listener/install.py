@@ -11,7 +11,7 @@ import asyncpg
 
 from tocsin.errors import OperatorError
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of what is in the schema; a listener refuses another."""
 
 SCRIPTS: Final = ("schema.sql", "order.sql", "values.sql", "capture.sql", "watch.sql", "alteration.sql")

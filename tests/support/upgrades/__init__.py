@@ -11,7 +11,7 @@ import asyncpg
 
 FOLDER = Path(__file__).parent
 FORMS = sorted(path.name for path in FOLDER.iterdir() if (path / "schema.sql").exists())
-SCRIPTS = ("schema.sql", "capture.sql", "alteration.sql")
+SCRIPTS = ("schema.sql", "order.sql", "capture.sql", "alteration.sql")
 
 
 def version(form: str) -> int:
