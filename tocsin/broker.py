@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,7 @@ from nats.aio.client import Client
 from nats.micro.request import Request
 
 from tocsin import __version__
-from tocsin.direct import DirectClient
+from tocsin.direct import DirectClient, fields
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.event import EPOCH, EPOCH_METADATA
 from tocsin.nats_login import NatsLogin
@@ -55,6 +56,16 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     messages: int
     bytes: int
     config: dict[str, Any]
+
+
+class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as a stream has it; of a header that comes twice the last. `time` is when it was stored."""
+
+    sequence: int
+    subject: str
+    headers: dict[str, str]
+    data: bytes
+    time: datetime
 
 
 class JetStreamError(Exception):
@@ -212,14 +223,33 @@ async def stream_state(client: Client, name: str) -> StreamState | None:
 
 
 async def _epoch_of_last(client: Client, name: str) -> str | None:
+    last = await stored_message(client, name, last_by_subj=">")
+    return None if last is None else last.headers.get(EPOCH)
+
+
+async def stored_message(
+    client: Client, stream: str, *, seq: int | None = None, last_by_subj: str | None = None, next_by_subj: str | None = None
+) -> StoredMessage | None:
+    """One message of a stream: the one at `seq`, the last of the subject `last_by_subj`, or the first of `next_by_subj` at `seq` or behind it.
+
+    Subjects may be patterns. None where there is no such message. Raises Unavailable, and JetStreamError (STREAM_NOT_FOUND where there is no such stream).
+    """
+    asked = {"seq": seq, "last_by_subj": last_by_subj, "next_by_subj": next_by_subj}
     try:
-        answer = await api(client, f"STREAM.MSG.GET.{name}", {"last_by_subj": ">"})
+        answer = await api(client, f"STREAM.MSG.GET.{stream}", {name: value for name, value in asked.items() if value is not None})
     except JetStreamError as error:
         if error.err_code == NO_MESSAGE:
             return None
         raise
-    headers = base64.b64decode(answer["message"].get("hdrs", "")).decode(errors="replace").split("\r\n")
-    return next((line.partition(":")[2].strip() for line in headers if line.startswith(f"{EPOCH}:")), None)
+    message = answer["message"]
+    headers = fields(base64.b64decode(message.get("hdrs", "")))
+    return StoredMessage(
+        sequence=message["seq"],
+        subject=message["subject"],
+        headers={name.decode(errors="replace"): value.decode(errors="replace").rstrip() for name, value in headers.items()},
+        data=base64.b64decode(message.get("data", "")),
+        time=datetime.fromisoformat(message["time"]),
+    )
 
 
 def state_of(answer: Mapping[str, Any]) -> StreamState:

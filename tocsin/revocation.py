@@ -9,11 +9,10 @@ the checker reads it only.
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,7 +24,6 @@ from tocsin.access import TokenRefused
 from tocsin.errors import Unavailable
 from tocsin.subject import encode_token
 
-NO_MESSAGE: Final = 10037
 NAME_IN_USE: Final = 10058
 LOAD_SECONDS: Final = 5.0
 RELOAD_SECONDS: Final = 5.0
@@ -192,15 +190,11 @@ class Revocations:
             self._read, self._created = 0, state.created
         read = self._read
         while self._read < state.last_sequence:
-            try:
-                answer = await broker.api(self._link.client, f"STREAM.MSG.GET.{self._name}", {"seq": self._read + 1, "next_by_subj": self._subject})
-            except broker.JetStreamError as error:
-                if error.err_code != NO_MESSAGE:
-                    raise
+            message = await broker.stored_message(self._link.client, self._name, seq=self._read + 1, next_by_subj=self._subject)
+            if message is None:
                 break
-            message = answer["message"]
-            self._add(base64.b64decode(message.get("data", "")), datetime.fromisoformat(message["time"]).timestamp())
-            self._read = message["seq"]
+            self._add(message.data, message.time.timestamp())
+            self._read = message.sequence
         if self._read != read:
             self._on_change()
 

@@ -7,7 +7,6 @@ comes first replaces the claims by nothing, on the condition that they were not 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import secrets
 import time
@@ -17,13 +16,12 @@ import msgspec
 
 from tocsin import broker
 from tocsin.errors import Unavailable
-from tocsin.revocation import NO_MESSAGE, create_stream
+from tocsin.revocation import create_stream
 from tocsin.subject import encode_token
 from tocsin_gateway.access import Verified
 from tocsin_gateway.protocol import ProtocolError
 
 SECONDS: Final = 30.0
-STREAM_MISSING: Final = 10059
 NOT_THE_LAST: Final = frozenset({10071, 10164})
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 MAX_TICKETS_BYTES: Final = 64 << 20
@@ -76,7 +74,7 @@ class Tickets:
         try:
             claims = await self._take(ticket)
         except broker.JetStreamError as error:
-            if error.err_code not in (*NOT_THE_LAST, NO_MESSAGE, STREAM_MISSING):
+            if error.err_code not in (*NOT_THE_LAST, broker.STREAM_NOT_FOUND):
                 raise ProtocolError("unavailable", f"tickets can't be checked at the moment: {error}") from None
             claims = None
         except Unavailable as error:
@@ -87,15 +85,16 @@ class Tickets:
 
     async def _take(self, ticket: str) -> dict[str, Any] | None:
         subject = self._subject(ticket)
-        answer = await broker.api(self._link.client, f"STREAM.MSG.GET.{self._name}", {"last_by_subj": subject})
-        message = answer["message"]
+        message = await broker.stored_message(self._link.client, self._name, last_by_subj=subject)
+        if message is None:
+            return None
         try:
-            kept = _decoder.decode(base64.b64decode(message.get("data", "")))
+            kept = _decoder.decode(message.data)
         except msgspec.MsgspecError:
             return None  # the empty message of whoever was first
         if kept.until < time.time():
             return None
-        await broker.publish(self._link.client, subject, b"", {EXPECTED: str(message["seq"])})
+        await broker.publish(self._link.client, subject, b"", {EXPECTED: str(message.sequence)})
         return kept.claims
 
     def _subject(self, ticket: str) -> str:

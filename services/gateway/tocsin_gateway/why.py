@@ -6,7 +6,6 @@ What lies before the stream (trigger, journal, cursor) only the source database 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 from typing import Any, Final
 
@@ -30,7 +29,6 @@ LOOKED_AT: Final = 2000
 """The newest messages of a subject that are searched for a key."""
 
 PATIENCE: Final = 3.0
-NO_MESSAGE: Final = 10037
 
 
 class Why:
@@ -98,14 +96,8 @@ class Why:
         return found
 
     async def _last(self, pattern: Pattern) -> _Found | None:
-        try:
-            answer = await broker.api(self._link.client, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": pattern.text})
-        except broker.JetStreamError as error:
-            if error.err_code == NO_MESSAGE:
-                return None
-            raise
-        message = answer["message"]
-        return _Found(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
+        message = await broker.stored_message(self._link.client, self._stream, last_by_subj=pattern.text)
+        return None if message is None else _Found(message.sequence, message.subject, message.data)
 
     async def _before(self, pattern: Pattern, last: int) -> list[_Found]:
         """The pattern's events among the LOOKED_AT messages that end with `last`."""

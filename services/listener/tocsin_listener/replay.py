@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +11,7 @@ from typing import Final
 import asyncpg
 from nats.aio.client import Client
 
-from tocsin.broker import JetStreamError, api
+from tocsin.broker import STREAM_NOT_FOUND, JetStreamError, stored_message
 from tocsin.duration import parse_duration
 from tocsin.errors import OperatorError
 from tocsin.event import BATCH, MSG_ID, SNAPSHOTS
@@ -100,13 +99,12 @@ async def _place(client: Client, identity: asyncpg.Record, since: Position) -> t
 
 async def _headers(client: Client, stream: str, sequence: int) -> dict[str, str]:
     try:
-        answer = await api(client, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
+        message = await stored_message(client, stream, seq=sequence)
     except JetStreamError as error:
-        if error.code == 404:
+        if error.err_code == STREAM_NOT_FOUND:
             return {}
         raise
-    lines = base64.b64decode(answer["message"].get("hdrs", "")).decode(errors="replace").split("\r\n")
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    return {} if message is None else message.headers
 
 
 def parse_since(text: str) -> datetime | Position:

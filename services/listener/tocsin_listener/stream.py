@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 from nats.aio.client import Client
 
-from tocsin.broker import JetStreamError, StreamState, api, state_of, stream_state
+from tocsin.broker import JetStreamError, StreamState, api, state_of, stored_message, stream_state
 from tocsin.errors import OperatorError
 from tocsin.event import BATCH, EPOCH, EPOCH_METADATA, SNAPSHOTS
 from tocsin.instances import instances
@@ -114,15 +113,11 @@ async def _apply(client: Client, verb: str, wanted: dict[str, Any]) -> StreamSta
 
 
 async def stored(client: Client, name: str, sequence: int) -> Stored | None:
-    """What the message at `sequence` says of itself; None where it is gone, and STRANGE where it is not a listener's."""
-    try:
-        answer = await api(client, f"STREAM.MSG.GET.{name}", {"seq": sequence})
-    except JetStreamError as error:
-        if error.code == 404:
-            return None
-        raise
-    lines = base64.b64decode(answer["message"].get("hdrs", "")).decode(errors="replace").split("\r\n")
-    headers = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
+    """What the message at `sequence` says of itself; None where it is gone, and STRANGE where it is not a listener's. Raises Unavailable, JetStreamError."""
+    message = await stored_message(client, name, seq=sequence)
+    if message is None:
+        return None
+    headers = message.headers
     with contextlib.suppress(KeyError, ValueError):
         first, index = map(int, headers[BATCH].split(";"))
         snapshots = headers[SNAPSHOTS].split(";") if SNAPSHOTS in headers else None

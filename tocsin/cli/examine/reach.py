@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
@@ -11,7 +10,7 @@ import msgspec
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from tocsin.broker import JetStreamError, api
+from tocsin.broker import JetStreamError, stored_message
 from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
 from tocsin.cli.examine.way import Reached
@@ -19,7 +18,6 @@ from tocsin.errors import Unavailable
 from tocsin.event import EPOCH, MSG_ID
 from tocsin.settings import Settings
 
-NO_MESSAGE: Final = 404
 PATIENCE: Final = 5.0
 
 
@@ -28,27 +26,22 @@ async def stream(what: str, settings: Settings, identity: Mapping[str, Any], rea
     subject = f"{identity['prefix']}.{identity['source']}.{reached.subject}"
     try:
         async with nats_session(settings, "tocsin why") as client:
-            answer = (await api(client, f"STREAM.MSG.GET.{identity['stream']}", {"last_by_subj": subject}))["message"]
-    except JetStreamError as error:
-        if error.code != NO_MESSAGE:
-            yield bad(what, f"the stream {identity['stream']} does not answer: {error}", "tocsin doctor")
-            return
+            message = await stored_message(client, identity["stream"], last_by_subj=subject)
+    except (JetStreamError, Unavailable) as error:
+        yield bad(what, f"the stream {identity['stream']} does not answer: {error}", "tocsin doctor")
+        return
+    except UNREACHABLE as error:
+        yield bad(what, f"NATS does not answer: {error}", "correct TOCSIN_NATS_URL, or start it; tocsin doctor says more")
+        return
+    if message is None:
         if not reached.passed:
             yield bad(what, "NATS has not acknowledged it yet", "wait a moment; else see whether NATS takes messages: tocsin doctor")
             return
         fix = "raise TOCSIN_STREAM_MAX_AGE or TOCSIN_STREAM_MAX_BYTES; once more from the journal: tocsin replay --since 24h --to replay.again"
         yield bad(what, f"the stream {identity['stream']} has no message under {subject} any more: it aged out, or was purged", fix)
         return
-    except Unavailable as error:
-        yield bad(what, str(error), "tocsin doctor")
-        return
-    except UNREACHABLE as error:
-        yield bad(what, f"NATS does not answer: {error}", "correct TOCSIN_NATS_URL, or start it; tocsin doctor says more")
-        return
-    lines = base64.b64decode(answer.get("hdrs", "")).decode(errors="replace").split("\r\n")
-    headers = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
-    position = f"{headers.get(EPOCH)}-{answer['seq']}"
-    if headers.get(MSG_ID, "").endswith(f"-{identity['incarnation']}-{reached.seq}"):
+    position = f"{message.headers.get(EPOCH)}-{message.sequence}"
+    if message.headers.get(MSG_ID, "").endswith(f"-{identity['incarnation']}-{reached.seq}"):
         yield good(what, f"it stands in the stream {identity['stream']} at the position {position}, under {subject}")
     else:
         yield good(what, f"the stream {identity['stream']} has a later one under {subject}, at the position {position}; this one stands before it")
