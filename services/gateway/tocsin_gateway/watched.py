@@ -47,11 +47,15 @@ class Watched:
         """A row for each column, no older than `fresh` seconds; the last that were had where the source can't be asked."""
         if self._database_url is None:
             return []
-        async with self._asking:
-            if time.monotonic() - self._read_at >= fresh:
-                self._rows = await self._read(self._database_url)
-                self._read_at = time.monotonic()
-            return self._rows
+        if self._stale(fresh):
+            async with self._asking:
+                if self._stale(fresh):
+                    self._rows = await self._read(self._database_url)
+                    self._read_at = time.monotonic()
+        return self._rows
+
+    def _stale(self, fresh: float) -> bool:
+        return time.monotonic() - self._read_at >= fresh
 
     async def columns(self, table: Table, wanted: frozenset[str]) -> tuple[str, ...]:
         """The table's columns in its order, none where it is not known. Asked anew where a wanted one is not among them: it may have been added just now."""

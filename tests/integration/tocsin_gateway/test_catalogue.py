@@ -20,6 +20,7 @@ from tests.support.gateway import RunningGateway, peer
 from tests.support.pipeline import Pipeline, pipeline
 from tests.support.schema import problems, resolve
 from tocsin.client import SubscribeError, subscribe
+from tocsin_gateway.watched import Watched
 
 SECRET = "a secret of at least thirty-two bytes"
 ORDERS = "change-public-orders"
@@ -162,3 +163,21 @@ async def test_a_token_sees_its_tables_and_a_lost_source_leaves_the_last_descrip
     await running.start("gateway", TOCSIN_DATABASE_URL=wrong, TOCSIN_SOURCE="shop")
     async with asyncio.timeout(10):
         assert set((await document(url))["channels"]) == {"socket"}
+
+
+async def test_who_finds_fresh_rows_does_not_wait_for_whoever_asks_anew(running: Pipeline) -> None:
+    watched = Watched(running.source_url, "shop")
+    known = await watched.rows()
+    assert known
+    blocker = await asyncpg.connect(running.source_url)
+    try:
+        async with blocker.transaction(), asyncio.TaskGroup() as group:
+            await blocker.execute("LOCK tocsin.watched IN ACCESS EXCLUSIVE MODE")
+            asking = group.create_task(watched.rows(0.0))
+            async with asyncio.timeout(2):
+                while not await blocker.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'tocsin.watched'::regclass)"):
+                    await asyncio.sleep(0.02)
+            assert await watched.rows() is known
+            assert not asking.done()
+    finally:
+        await blocker.close()
