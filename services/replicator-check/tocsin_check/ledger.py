@@ -17,6 +17,7 @@ _STATES: Final[Mapping[Verdict, State]] = {Verdict.MISSING: "missing", Verdict.E
 ROWS_KEPT: Final = 100_000
 """Drifted rows kept by key for each table; the counts go on beyond it."""
 REST: Final = 4
+"""From the beginning of a full audit to that of the next, in the time that the first one took: it takes a fourth of the time at most."""
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ class Ledger:
         return RowPage(rows=[row for _, row in page], next=str(page[-1][0]) if len(rows) > limit else None)
 
     def due(self, name: str, now: datetime, every: timedelta, *, rest: int = REST) -> bool:
-        """Whether a table's next audit is due: a large one's takes at most one part in `rest` of the time."""
+        """Whether a table's next audit is due: `every` after the last one began, and not before `rest` times as long as that one took."""
         entry = self._entries.get(name)
         if entry is None or entry.audited is None:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -11,9 +12,11 @@ import pytest
 
 from tocsin_check.audit import TableAudit
 from tocsin_check.checker import Checker
+from tocsin_check.fence import Mark
 from tocsin_check.pace import Pace
 from tocsin_check.sides import open_sides
 from tocsin_check.table import Comparable
+from tocsin_check.verdict import Verdict
 
 Setup = Callable[..., Awaitable[None]]
 
@@ -72,3 +75,44 @@ async def test_the_sessions_can_t_write_and_wait_for_no_lock(setup: Setup, sourc
             assert await connection.fetchval("SHOW statement_timeout") == "1min"
             assert await connection.fetchval("SHOW lock_timeout") == "5s"
             assert await connection.fetchval("SHOW max_parallel_workers_per_gather") == "0"
+
+
+async def test_waiting_for_the_replica_while_drift_is_judged_is_no_time_of_the_source_and_earns_no_rest(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    """Each fence after the block's own meets an apply worker that stands still for STALL seconds."""
+    stall = 0.5
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 500) i")
+    await setup("t")
+    await replica.execute("UPDATE t SET v = 'drift' WHERE id = 7; DELETE FROM t WHERE id = 8")
+    blocker = await asyncpg.connect(replica_url)
+    async with open_sides(source_url, replica_url) as sides, asyncio.TaskGroup() as group:
+        [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
+        mark, marks = sides.fence.mark, 0
+
+        async def stand_still(locked: asyncio.Event) -> None:
+            async with blocker.transaction():
+                await blocker.execute("LOCK TABLE tocsin_check.marker IN SHARE ROW EXCLUSIVE MODE")
+                locked.set()
+                await asyncio.sleep(stall)
+
+        async def mark_and_stall() -> Mark:
+            nonlocal marks
+            marks += 1
+            if marks > 1:
+                locked = asyncio.Event()
+                group.create_task(stand_still(locked))
+                await locked.wait()
+            return await mark()
+
+        sides.fence.mark = mark_and_stall  # type: ignore[method-assign]
+        pace = Pace(share=0.5)
+        begun = time.monotonic()
+        outcome = await TableAudit(sides, table, pace=pace, patience=20).run()
+        taken, rest = time.monotonic() - begun, pace.due - time.monotonic()
+    await blocker.close()
+    assert (outcome.count(Verdict.DIFFERENT), outcome.count(Verdict.MISSING)) == (1, 1)
+    assert marks > 1
+    assert taken > stall * (marks - 1)
+    assert outcome.source_seconds < stall / 2
+    assert rest < stall / 2
