@@ -129,6 +129,9 @@ async def test_the_image_runs_as_nobody_knows_its_version_and_holds_no_test() ->
     )
     assert {path.split("/")[1] for path in writable.split()} <= {"tmp", "var", "run"}, writable
     assert await command(*run, "--entrypoint", "sh", "tocsin:local", "-c", "find /opt/tocsin -name 'test_*' -path '*tocsin*/tests/*' -o -name '.env'") == ""
+    assert await command(*run, "--entrypoint", "sh", "tocsin:local", "-c", "ls /opt/tocsin/bin | grep -E '^(pip|hatchling)' || true") == ""
+    sizes = [int(await command("docker", "inspect", "--format", "{{.Size}}", image)) for image in ("tocsin:local", "python:3.11-slim-bookworm")]
+    assert sizes[0] - sizes[1] < 65_000_000, "what it adds to its base"
     settings = await command("docker", "inspect", "--format", "{{json .Config.Env}}", "tocsin:local")
     assert not re.search(r"(PASSWORD|SECRET|_URL)=", settings), settings
 
