@@ -31,7 +31,7 @@ _WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', 
           ORDER BY xact_start LIMIT 3) AS a"""
 
 # By the index's end: a journal without statistics would be read whole, at each start of a leader.
-_FOREIGN: Final = """SELECT coalesce((SELECT xid FROM tocsin.journal ORDER BY xid DESC, seq DESC LIMIT 1) >= pg_snapshot_xmax(pg_current_snapshot()), false)
+FOREIGN: Final = """SELECT coalesce((SELECT xid FROM tocsin.journal ORDER BY xid DESC, seq DESC LIMIT 1) >= pg_snapshot_xmax(pg_current_snapshot()), false)
     OR EXISTS (SELECT FROM (SELECT reached FROM tocsin.progress ORDER BY n DESC LIMIT 1) AS newest
                WHERE pg_snapshot_xmax(reached) > pg_snapshot_xmax(pg_current_snapshot()))"""
 
@@ -130,7 +130,7 @@ async def require_own_journal(connection: asyncpg.Connection) -> None:
     """Raises OperatorError where the schema came with a dump of another server: transactions have other numbers here, so that the cursor
     would pass over new events, and old ones would come again when this server's numbers reach theirs.
     """
-    if await connection.fetchval(_FOREIGN):
+    if await connection.fetchval(FOREIGN):
         database = await connection.fetchval("SELECT current_database()")
         raise OperatorError(
             f"the schema tocsin in the database {database} came with a dump of another server, and what it knows of transactions does not hold here",
