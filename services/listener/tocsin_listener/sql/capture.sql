@@ -68,9 +68,7 @@ CREATE OR REPLACE FUNCTION tocsin.insert_source(
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
     "row" text := coalesce(new, old);
-    conditions text := concat_ws(' AND ',
-        CASE WHEN w.condition IS NOT NULL THEN '(' || concat_ws(' OR ', tocsin.condition_source(w, new), tocsin.condition_source(w, old)) || ')' END,
-        CASE WHEN op = 'update' AND place IS NULL THEN 'NOT EXISTS (SELECT FROM "tocsin new" OFFSET 1)' END);
+    condition text := CASE WHEN w.condition IS NOT NULL THEN concat_ws(' OR ', tocsin.condition_source(w, new), tocsin.condition_source(w, old)) END;
     names text := 'annotation, envelope';
     list text := concat_ws(', ', tocsin.annotation_source(), tocsin.envelope_of(w, op));
     field record;
@@ -93,7 +91,7 @@ BEGIN
     RETURN format($q$
     INSERT INTO tocsin.journal (%s)
     SELECT %s
-    FROM %s%s%s$q$, names, list, "from", ' WHERE ' || nullif(conditions, ''), CASE WHEN position('n.i' IN "from") > 0 THEN ' ORDER BY n.i' END);
+    FROM %s%s%s$q$, names, list, "from", ' WHERE ' || condition, CASE WHEN position('n.i' IN "from") > 0 THEN ' ORDER BY n.i' END);
 END $$;
 
 -- The body of the trigger function of one operation, without what frames it.
@@ -129,7 +127,7 @@ BEGIN
             END;
         END IF;
     END IF;$q$,
-            tocsin.insert_source(w, op, '"tocsin new" AS n, "tocsin old" AS o', 'n', 'n.*', 'o', 'o.*'),
+            tocsin.insert_source(w, op, '"tocsin new" AS n, "tocsin old" AS o, (SELECT WHERE NOT EXISTS (SELECT FROM "tocsin new" OFFSET 1)) AS alone', 'n', 'n.*', 'o', 'o.*'),
             tocsin.insert_source(w, op, format(
                 '(SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n'
                     ' JOIN (SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o ON o.i OPERATOR(pg_catalog.=) n.i',
