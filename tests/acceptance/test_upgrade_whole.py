@@ -1,4 +1,4 @@
-"""An upgrade as an operator does it: the program of version 1 at work, under load, then this one's `tocsin install` and listener."""
+"""An upgrade as an operator does it: an earlier program at work, under load, then this one's `tocsin install` and listener; and back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from nats.aio.client import Client
 from tests.acceptance.test_whole import SCRIPT, assert_whole
 from tests.support import oracle
 from tests.support.pipeline import pipeline
+from tocsin.stack.process import tail
+from tocsin_listener.install import VERSION
 
 ROOT = Path(__file__).parents[2]
-OLD = "65b8f02"  # the last commit whose schema was of version 1
+OLD = {1: "65b8f02", 2: "85d60bb", 3: "0eefdbf", 4: "f4b7ccc"}
+"""The last commit whose schema was of that version."""
+READS_ON = 3
+"""From this version on a listener that runs goes on over a newer schema; older ones have to be stopped first, and `tocsin install` says so."""
 
 
 def unpacked(commit: str, folder: Path) -> str:
@@ -30,9 +35,14 @@ def unpacked(commit: str, folder: Path) -> str:
     return os.pathsep.join(str(folder / part) for part in (".", "services/listener", "services/gateway", "services/replicator-check"))
 
 
+def test_no_version_is_left_out() -> None:
+    assert list(OLD) == list(range(1, VERSION))
+
+
 @pytest.mark.slow
-async def test_from_the_program_of_version_1_to_this_one_under_load_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
-    old = {"PYTHONPATH": unpacked(OLD, tmp_path)}
+@pytest.mark.parametrize("version", OLD)
+async def test_from_an_earlier_program_to_this_one_under_load_and_back_nothing_is_lost_or_repeated(tmp_path: Path, version: int) -> None:
+    old = {"PYTHONPATH": unpacked(OLD[version], tmp_path)}
     async with pipeline() as running:
         source = await asyncpg.connect(running.source_url)
         await source.execute("CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL DEFAULT 0)")
@@ -42,16 +52,20 @@ async def test_from_the_program_of_version_1_to_this_one_under_load_nothing_is_l
         await running.tocsin("install")
         await running.tocsin("watch", "accounts", "ledger")
         running.environment = present
-        assert await source.fetchval("SELECT version FROM tocsin.identity") == 1
+        assert await source.fetchval("SELECT version FROM tocsin.identity") == version
         await running.start("listener", **old)
         async with asyncio.TaskGroup() as group:
             load = group.create_task(running.pgbench(SCRIPT, writers=8, seconds=8))
             await asyncio.sleep(2)
+            if version < READS_ON:
+                assert "stop the listeners" in await running.tocsin("install", expect=1)
+                await running.kill("listener")
             # A process that restarts by itself meets the new schema only after the install below; until then the old one goes on.
             await running.tocsin("install")
             await asyncio.sleep(1)
-            assert running.services["listener"].returncode is None, "the old listener goes on over the new schema"
-            await running.kill("listener")
+            if version >= READS_ON:
+                assert running.services["listener"].returncode is None, f"the old listener goes on over it: {tail(running.folder / 'listener.log', 30)}"
+                await running.kill("listener")
             refused = await running.start("listener", ready=False, name="old", **old)
             assert await refused.wait() == 1, "the old program, started anew, refuses the newer schema"
             running.services.pop("old")

@@ -10,6 +10,7 @@ from typing import Final
 import asyncpg
 
 from tocsin.errors import OperatorError
+from tocsin_listener.leader import LOCK
 
 VERSION: Final = 5
 """Of what is in the schema; a listener refuses another."""
@@ -34,6 +35,9 @@ _WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', 
 FOREIGN: Final = """SELECT coalesce((SELECT xid FROM tocsin.journal ORDER BY xid DESC, seq DESC LIMIT 1) >= pg_snapshot_xmax(pg_current_snapshot()), false)
     OR EXISTS (SELECT FROM (SELECT reached FROM tocsin.progress ORDER BY n DESC LIMIT 1) AS newest
                WHERE pg_snapshot_xmax(reached) > pg_snapshot_xmax(pg_current_snapshot()))"""
+
+_LEADS: Final = """SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND (classid::bigint << 32) + objid::bigint = $1"""
 
 
 async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10, patience: float = 30.0) -> bool:
@@ -66,6 +70,7 @@ async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
         new = not await installed(connection)
         if not new:
             await _check_not_newer(connection)
+            await _check_readers(connection)
         try:
             await connection.execute("SET LOCAL client_min_messages = warning")
             if not new:
@@ -142,6 +147,16 @@ async def _check_not_newer(connection: asyncpg.Connection) -> None:
     version = await connection.fetchval("SELECT version FROM tocsin.identity")
     if version is not None and version > VERSION:
         raise _newer(await connection.fetchval("SELECT current_database()"), version)
+
+
+async def _check_readers(connection: asyncpg.Connection) -> None:
+    """Listeners of versions 1 and 2 read the journal's own columns, and would publish what this version writes into them as it stands there."""
+    version = await connection.fetchval("SELECT version FROM tocsin.identity")
+    if version < 3 and (pid := await connection.fetchval(_LEADS, LOCK)) is not None:
+        raise OperatorError(
+            f"a listener of version {version} leads (process {pid}), and can't read what this version writes",
+            "stop the listeners, then: tocsin install; then start this version's. What is committed meanwhile waits in the journal",
+        )
 
 
 def _newer(database: str, version: int) -> OperatorError:

@@ -21,6 +21,7 @@ from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_listener.__main__ import serve
 from tocsin_listener.install import VERSION, install, require_installed, require_own_journal
+from tocsin_listener.leader import LOCK
 
 
 @dataclass(slots=True)
@@ -157,3 +158,21 @@ async def test_numbers_of_transactions_that_this_server_has_not_had_yet_are_refu
         await source.execute("INSERT INTO tocsin.progress (leaf, n, reached, stream_sequence) VALUES (0, 2, '900000000:900000000:', 0)")
     with pytest.raises(OperatorError, match="came with a dump of another server"):
         await require_own_journal(source)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if version(form) < 3])
+async def test_where_a_listener_leads_that_could_not_read_what_this_version_writes_nothing_is_changed(
+    form: str, source: asyncpg.Connection, source_url: str
+) -> None:
+    await prepare(source, form)
+    leader = await asyncpg.connect(source_url)
+    assert await leader.fetchval("SELECT pg_try_advisory_lock($1)", LOCK)
+    with pytest.raises(OperatorError, match=f"listener of version {version(form)} leads") as refused:
+        await install(source)
+    assert "stop the listeners" in refused.value.fix
+    assert await source.fetchval("SELECT version FROM tocsin.identity") == version(form)
+    await leader.close()
+    async with asyncio.timeout(5):
+        while await source.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')"):
+            await asyncio.sleep(0.01)
+    assert await install(source) is False
