@@ -78,11 +78,11 @@ class Guest:
     life: int = 0
     returns: int = 0
 
-    async def stay(self, gateway: RunningGateway, over: asyncio.Event, stream: Stream) -> None:
-        """Returns once the load is over, all lives are lived and everything was applied."""
+    async def stay(self, address: Callable[[], str], over: asyncio.Event, stream: Stream) -> None:
+        """Returns once the load is over, all lives are lived and everything was applied. `address` is asked before each connection."""
         while True:
             try:
-                async with connect(gateway.socket_url, compression=None, proxy=None, open_timeout=60, ping_interval=None, max_queue=None) as socket:
+                async with connect(address(), compression=None, proxy=None, open_timeout=60, ping_interval=None, max_queue=None) as socket:
                     if await self._live(socket, over, stream):
                         return
                     socket.transport.abort()
@@ -193,7 +193,7 @@ class House:
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
             group.create_task(self.load(over, pause))
             for guest in crowd:
-                group.create_task(guest.stay(self.gateway, over, self.stream))
+                group.create_task(guest.stay(lambda: self.gateway.socket_url, over, self.stream))
             await asyncio.sleep(seconds / 2)
             if kill:
                 assert self.child is not None
