@@ -1,7 +1,8 @@
-"""Commits/s with capture on and the whole pipeline running, against the same table bare and the usual row NOTIFY bridge.
+"""Commits/s with capture on and the whole pipeline running, against the same table bare, the usual row NOTIFY bridge, and the usual outbox trigger.
 
 pgbench with one-row INSERTs; each variant for the same time on one source server, in turn, several rounds; medians.
-`pipeline` also proves the oracle: table == stream == what a WebSocket client saw.
+The outbox has no reader, and so is what `no listener` is to be compared with: the least that a trigger which keeps the row does.
+The run also proves the oracle: table == stream == what a WebSocket client saw.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ CREATE FUNCTION notify_row() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN PERFORM pg_notify('rows', row_to_json(NEW)::text); RETURN NULL; END $$;
 CREATE TRIGGER notify_row AFTER INSERT ON rival FOR EACH ROW EXECUTE FUNCTION notify_row()
 """
+OUTBOX = """
+CREATE TABLE outbox (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(), topic text NOT NULL, payload json NOT NULL);
+CREATE FUNCTION outbox_row() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN INSERT INTO outbox (topic, payload) VALUES ('orders', row_to_json(NEW)); RETURN NULL; END $$;
+CREATE TRIGGER outbox_row AFTER INSERT ON boxed FOR EACH ROW EXECUTE FUNCTION outbox_row()
+"""
 
 
 async def commits(running: Pipeline, table: str, writers: int, seconds: int) -> float:
@@ -56,6 +63,7 @@ async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, 
     """One round of every variant; all but `whole` without anything else running."""
     figures = {"bare": await commits(running, "bare", writers, seconds)}
     figures["no listener"] = await commits(running, "orders", writers, seconds)
+    figures["row outbox"] = await commits(running, "boxed", writers, seconds)
     await running.start("listener")
     await drained(running, source)
     await running.start("gateway")
@@ -87,19 +95,20 @@ async def main(seconds: int, rounds: int, writer_counts: list[int]) -> None:
     for writers in writer_counts:
         async with pipeline() as running:
             source = await asyncpg.connect(running.source_url)
-            await source.execute(";".join(TABLE.format(name=name) for name in ("bare", "orders", "rival")) + ";" + NOTIFY)
+            await source.execute(";".join(TABLE.format(name=name) for name in ("bare", "orders", "rival", "boxed")) + ";" + NOTIFY + ";" + OUTBOX)
             await running.tocsin("install")
             await running.tocsin("watch", "orders")
             measured = [await round_of(running, source, writers, seconds) for _ in range(rounds)]
             median = {name: statistics.median(figures[name] for figures in measured) for name in measured[0]}
             rows += [
                 {"writers": writers, "": name, "commits/s": median[name], "of bare": median[name] / median["bare"]}
-                for name in ("bare", "no listener", "whole", "row NOTIFY")
+                for name in ("bare", "no listener", "row outbox", "whole", "row NOTIFY")
             ]
             result |= {
                 f"ratio_bare_{writers}": round(median["whole"] / median["bare"], 3),
                 f"ratio_notify_{writers}": round(median["whole"] / median["row NOTIFY"], 2),
                 f"ratio_no_listener_{writers}": round(median["no listener"] / median["bare"], 3),
+                f"ratio_outbox_{writers}": round(median["row outbox"] / median["bare"], 3),
                 f"drain_seconds_{writers}": round(median["drain s"], 2),
             }
             await source.close()
