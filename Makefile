@@ -136,8 +136,8 @@ sbom: .release/stamp  ## what is in it, as CycloneDX, from the lock
 	.release/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
 		--output-file dist/tocsin.cdx.json requirements/runtime.lock
 
-audit: .release/stamp  ## known vulnerabilities of what runs (asks a public database)
-	.release/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.lock
+audit: .release/stamp  ## known vulnerabilities of what runs (asks a public database; ARGS="-s osv --osv-url URL": your own)
+	.release/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/runtime.lock $(ARGS)
 
 release:  ## check, build and tag the version of pyproject.toml
 	@PYTHON=$(PYTHON) .ci/release

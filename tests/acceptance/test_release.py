@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,53 @@ def test_it_builds_checks_and_tags(clone: Path) -> None:
         env={**os.environ, "SOURCE_DATE_EPOCH": git(clone, "log", "-1", "--format=%ct").strip()},
     )
     assert (dist / f"tocsin-{__version__}-py3-none-any.whl").read_bytes() == first, "the same bytes again"
+
+
+class Vulnerabilities(BaseHTTPRequestHandler):
+    """A database of its own on loopback, by OSV's interface: one line on each package that its server `knows`."""
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Database)
+        package = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]
+        self.server.asked.add(package["name"])
+        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.0"}]}]
+        line = {"id": "TEST-2026-1", "summary": "It rings by itself.", "affected": [{"package": package, "ranges": ranges}]}
+        answer = json.dumps({"vulns": [line]} if package["name"] in self.server.knows else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        pass
+
+
+class Database(ThreadingHTTPServer):
+    knows: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Vulnerabilities)
+        self.asked: set[str] = set()
+
+
+@pytest.mark.slow
+def test_the_audit_asks_for_every_package_and_fails_for_a_known_vulnerability(clone: Path) -> None:
+    with Database() as database:
+        threading.Thread(target=database.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{database.server_port}/v1/query"
+
+        def audit() -> tuple[int, str]:
+            command = ["make", "audit", f"PYTHON={sys.executable}", f"ARGS=--vulnerability-service osv --osv-url {url} --cache-dir {clone / '.audit'}"]
+            done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+            return done.returncode, done.stdout + done.stderr
+
+        assert audit()[0] == 0
+        locked = {line.partition("==")[0] for line in (clone / "requirements/runtime.lock").read_text().splitlines() if "==" in line and line[0] != " "}
+        assert len(locked) > 30
+        assert {name for name in locked - database.asked if name != "colorama"} == set(), "colorama is for Windows alone"
+        database.knows = ("uvicorn",)
+        code, said = audit()
+        database.shutdown()
+    assert code != 0
+    assert "uvicorn" in said
+    assert "TEST-2026-1" in said
