@@ -1,7 +1,8 @@
 """How one side's rows are read and hashed: SQL built from catalog columns. Pure.
 
 A row's digest is two 64-bit hashes with different seeds. `hash_record_extended` tells NULL from the empty string and where one value
-ends, and calls equal what SQL calls equal (1.0 and 1.00). What it can't hash is hashed as text under pinned settings.
+ends, and calls equal what SQL calls equal (1.0 and 1.00). What it can't hash, or hashes too coarsely (tocsin_check.table), is hashed as text
+under pinned settings.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ SELF_TEST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that is compared: its name, the expression over `t` that goes into the hash, and its type on the replica, without modifier."""
+    """A column that is compared: its name, the expressions over `t` that are hashed for it, and its type on the replica, without modifier."""
 
     name: str
-    expression: str
+    hashed: tuple[str, ...]
     type: str = "text"
 
 
@@ -195,8 +196,9 @@ class Reading:
 
 def row_hash(columns: Sequence[Column], seed: int, *, native: bool) -> str:
     """SQL of a 64-bit hash over the columns."""
+    expressions = [expression for column in columns for expression in column.hashed]
     if native:
-        return f"hash_record_extended(ROW({', '.join(c.expression for c in columns)}), {seed})"
+        return f"hash_record_extended(ROW({', '.join(expressions)}), {seed})"
     # Inside a record's text NULL is nothing and the empty string is "", and separators are quoted.
-    text = f"ROW({', '.join(f'({c.expression})::text' for c in columns)})::text"
+    text = f"ROW({', '.join(f'({expression})::text' for expression in expressions)})::text"
     return f"('x' || left(md5('{seed}' || {text}), 16))::bit(64)::bigint"

@@ -16,6 +16,20 @@ _IDENTICAL: Final = _INTEGERS | {
     *("timestamp without time zone", "timestamp with time zone", "time without time zone"),
 }
 """Of these, equal values are the same bits; of others only the text tells, such as 1.0 and 1.00, or 0 and -0."""
+_SOUND: Final = frozenset(
+    {
+        *("smallint", "integer", "oid", "boolean", "uuid", "bytea", "date", "real", "double precision"),
+        *("text", "character varying", "character", "name", '"char"', "inet", "cidr", "macaddr", "macaddr8"),
+    }
+)
+"""Of these PostgreSQL's hash reads every bit that counts. Others' hashes are made for buckets, and whatever the seed they are equal for values that
+are not: numeric leaves out the sign (and so does jsonb, inside), bigint and times fold 64 bits into 32, arrays leave out their dimensions."""
+_SENT: Final[Mapping[str, str]] = {
+    "timestamp without time zone": "timestamp_send",
+    "timestamp with time zone": "timestamptz_send",
+    "time without time zone": "time_send",
+    "time with time zone": "timetz_send",
+}
 _TEXTS: Final = frozenset({"text", "character varying"})
 _BYTEWISE: Final = ' COLLATE pg_catalog."C"'
 
@@ -108,11 +122,25 @@ def _relation(table: TableName, facts: TableFacts) -> str:
 
 
 def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bool], *, native: bool) -> Column:
-    expression = f"t.{quoted(source.name)}"
+    name = f"t.{quoted(source.name)}"
     plain = native and source.native and replica.native and source.type == replica.type and hashable.get(source.base, False)
-    if not plain:
-        return Column(source.name, f"{expression}::text{_BYTEWISE}", replica.type)
-    return Column(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression, replica.type)
+    hashed = _hashed(name, source) if plain else ()
+    return Column(source.name, hashed or (f"{name}::text{_BYTEWISE}",), replica.type)
+
+
+def _hashed(name: str, column: ColumnFacts) -> tuple[str, ...]:
+    """What tells a value from every other that SQL does not call equal, by hashes; none where only its text does."""
+    if column.base in _SOUND:
+        return (f"{name}{_BYTEWISE}" if column.collatable else name,)
+    if column.base == "bigint":
+        return (name, f"({name} >> 32)::integer")
+    if column.base == "numeric":
+        return (name, f"CASE WHEN {name} < 0 THEN 1 WHEN {name} = 'NaN' THEN 2 END")
+    if column.base == "interval":
+        return (f"justify_interval({name})::text{_BYTEWISE}",)
+    if column.base in _SENT:
+        return (f"{_SENT[column.base]}({name})",)
+    return ()
 
 
 def _key_parts(source: ColumnFacts, replica: ColumnFacts) -> tuple[KeyPart, KeyPart]:

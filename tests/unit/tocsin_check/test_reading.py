@@ -11,7 +11,7 @@ from tocsin_check.reading import Column, KeyPart, Reading
 COMPOSITE = Reading(
     'ONLY "s"."t"',
     (KeyPart("a", 't."a"', "integer", kind="int"), KeyPart("b", 't."b"', "uuid")),
-    (Column("a", 't."a"'), Column("b", 't."b"')),
+    (Column("a", ('t."a"',)), Column("b", ('t."b"',))),
     "a > 0 OR b IS NULL",
 )
 
