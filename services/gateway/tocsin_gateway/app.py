@@ -23,7 +23,7 @@ from tocsin_gateway.history_route import history_route
 from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.sse import EventStream
 from tocsin_gateway.ticket_office import ticket_office
-from tocsin_gateway.visitor import REFUSALS, refusal
+from tocsin_gateway.visitor import REFUSALS, refusal, token_described
 
 STATIC: Final = Path(__file__).parent / "static"
 CONSOLE_POLICY: Final = "; ".join(
@@ -64,8 +64,9 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
         docs_url=None,  # FastAPI's own page loads its scripts from another host
         redoc_url=None,
     )
+    token = token_described(gateway)
     for router in (*routers, ticket_office(gateway), history_route(gateway)):
-        app.include_router(router)
+        app.include_router(router, dependencies=token)
     add_health(app, gateway.registry, gateway.readiness)
 
     @app.websocket("/ws")
@@ -74,7 +75,14 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
 
     app.serve_socket = websocket
 
-    @app.get("/sse", summary="Server-sent events; Last-Event-ID resumes", response_class=Response, tags=["events"], responses=REFUSALS)
+    @app.get(
+        "/sse",
+        summary="Server-sent events; Last-Event-ID resumes",
+        response_class=Response,
+        tags=["events"],
+        responses={200: {"content": {"text/event-stream": {}}}, **REFUSALS},
+        dependencies=token,
+    )
     async def sse(
         request: Request,
         subject: list[str] = Query([], description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
@@ -94,7 +102,12 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
     async def client() -> FileResponse:
         return FileResponse(STATIC / "client.js", media_type="text/javascript", headers={"access-control-allow-origin": "*", "cache-control": "no-cache"})
 
-    @app.get("/asyncapi.json", summary="The WebSocket's messages and each watched table's events, as AsyncAPI 3", response_class=Response, tags=["events"])
+    @app.get(
+        "/asyncapi.json",
+        summary="The WebSocket's messages and each watched table's events, as AsyncAPI 3; without a token, the messages alone",
+        response_class=Response,
+        tags=["events"],
+    )
     async def asyncapi(request: Request) -> Response:
         try:
             grant = await gateway.grant(presented(request)) if gateway.welcomes(request.headers) else None

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from tocsin_gateway import protocol
-from tocsin_gateway.credentials import presented
 from tocsin_gateway.gateway import Gateway
+from tocsin_gateway.grant import Grant
 from tocsin_gateway.history import ID
 from tocsin_gateway.limits import HISTORY_LIMIT
-from tocsin_gateway.protocol import Code, ProtocolError, Subscribe
+from tocsin_gateway.protocol import ProtocolError, Subscribe
 from tocsin_gateway.selection import Selection
-from tocsin_gateway.visitor import REFUSALS
-
-STATUS: Final[dict[Code, int]] = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
+from tocsin_gateway.visitor import REFUSALS, STATUS, visitor
 
 
 def history_route(gateway: Gateway) -> APIRouter:
@@ -34,8 +30,9 @@ def history_route(gateway: Gateway) -> APIRouter:
     ) -> Response:
         headers = gateway.cross_origin(request.headers)
         try:
+            grant = await visitor(gateway, request)
             asked = protocol.from_query(ID, subject, since, where, select)
-            page = await gateway.history.page(asked, await _selection(gateway, request, asked), _limit(limit))
+            page = await gateway.history.page(asked, await _selection(gateway, grant, asked), _limit(limit))
         except ProtocolError as problem:
             gateway.metrics.errors.labels(problem.code).inc()
             return JSONResponse({"code": problem.code, "message": str(problem)}, STATUS.get(problem.code, 400), headers)
@@ -44,16 +41,11 @@ def history_route(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _selection(gateway: Gateway, request: Request, asked: Subscribe) -> Selection | None:
+async def _selection(gateway: Gateway, grant: Grant, asked: Subscribe) -> Selection | None:
     """What the token lets through of what is asked. Raises ProtocolError."""
-    if not gateway.welcomes(request.headers):
-        raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
     pattern, where, select = protocol.checked_pattern(asked), protocol.checked_where(asked), protocol.checked_select(asked)
     if protocol.checked_since(asked) == "snapshot":
         raise ProtocolError("bad-since", "history has no snapshot: subscribe for one; start, an age such as 5m, or a position is allowed here")
-    grant = await gateway.grant(presented(request))
-    if grant is None:
-        raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
     grant.check(pattern, None)
     await gateway.watched.check(asked, grant)
     return Selection.of(pattern, where, select, grant.visibility)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from tocsin_gateway.credentials import Credentials, presented
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.protocol import ProtocolError
 
 _STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
-_BEARER: Final = HTTPBearer(auto_error=False, description="The token that the ticket stands for")
 _ANSWER: Final[dict[str, Any]] = {
     "description": "A ticket for one connection",
     "content": {"application/json": {"example": {"ticket": "mN2…", "seconds": 30}}},
@@ -35,7 +33,7 @@ def ticket_office(gateway: Gateway) -> APIRouter:
             503: {"description": "NATS can't be reached"},
         },
     )
-    async def issue(request: Request, _bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> Response:
+    async def issue(request: Request) -> Response:
         headers = {"cache-control": "no-store", **cross_origin(gateway, request)}
         try:
             if not gateway.welcomes(request.headers):

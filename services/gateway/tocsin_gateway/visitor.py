@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from fastapi import Depends
+from fastapi.params import Depends as Dependency
+from fastapi.security import HTTPBearer
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,6 +25,13 @@ REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
     503: {"description": "The stream can't be read at the moment"},
 }
 """For the interface's description."""
+
+_BEARER: Final = HTTPBearer(auto_error=False, description="A JWT; docs/security.md has its claims")
+
+
+def token_described(gateway: Gateway) -> list[Dependency]:
+    """What makes the interface's description ask for a token, where the gateway does; it checks nothing."""
+    return [Depends(_BEARER)] if gateway.access.needs_token else []
 
 
 async def visitor(gateway: Gateway, request: Request) -> Grant:
