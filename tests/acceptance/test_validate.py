@@ -189,6 +189,30 @@ async def test_a_subscription_disabled_in_the_middle_is_named_and_goes_on_afterw
     assert await left_behind(installation.source_url, installation.replica_url) == {}
 
 
+async def test_a_user_who_may_only_read_is_told_what_is_missing_and_nothing_is_made(installation: Pipeline) -> None:
+    source = await asyncpg.connect(installation.source_url)
+    await source.execute("CREATE ROLE only_reads LOGIN; GRANT pg_read_all_data TO only_reads")
+    reader = {**installation.environment, "TOCSIN_DATABASE_URL": installation.source_url.replace("postgres@", "only_reads@")}
+    try:
+        code, report = await validate(reader)
+        assert code == 1
+        assert list(failures(report)) == ["source"], report
+        assert "grant this user that right" in failures(report)["source"]
+        await source.execute("GRANT CREATE ON SCHEMA public TO only_reads; ALTER ROLE only_reads SET default_transaction_read_only = on")
+        code, report = await validate(reader)
+        assert code == 1
+        assert "default_transaction_read_only" in failures(report)["source"], report
+        # It may make the table now, and not watch it.
+        await source.execute("ALTER ROLE only_reads RESET default_transaction_read_only")
+        code, report = await validate(reader)
+        assert code == 1
+        assert "grant this user that right" in failures(report)["source"], report
+        assert await left_behind(installation.source_url, installation.replica_url) == {}
+    finally:
+        await source.execute("DROP OWNED BY only_reads; DROP ROLE only_reads")
+        await source.close()
+
+
 async def test_everything_that_is_down_is_named_at_once(installation: Pipeline) -> None:
     nowhere = {"TOCSIN_NATS_URL": "nats://127.0.0.1:1", "TOCSIN_REPLICA_URL": "postgresql://postgres@127.0.0.1:1/shop", "TOCSIN_GATEWAY_PORT": "1"}
     code, report = await validate({**installation.environment, **nowhere}, "--patience", "2")

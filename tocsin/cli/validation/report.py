@@ -31,6 +31,15 @@ _FIXES: Final = {
     LISTENER: "tocsin listener",
 }
 
+_REFUSALS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (asyncpg.InsufficientPrivilegeError, "grant this user that right, run it as the user who installed Tocsin, or choose another schema: --schema NAME"),
+    (
+        asyncpg.ReadOnlySQLTransactionError,
+        "let this session write: the primary's address instead of a standby's, or ALTER ROLE name RESET default_transaction_read_only",
+    ),
+)
+"""The server is there, and does not let this user."""
+
 
 class Broken(Exception):  # noqa: N818  # it names a finding about the installation, not a fault of ours
     """A part does not do what it should; `part` is the one to blame, where it is not the step's own."""
@@ -101,4 +110,5 @@ class Report:
         step.ok = False
         step.detail = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
         step.part = (error.part if isinstance(error, Broken) else None) or step.part
-        step.fix = error.fix if isinstance(error, Broken | OperatorError) else _FIXES[step.part]
+        refusal = next((fix for refused, fix in _REFUSALS if isinstance(error, refused)), None)
+        step.fix = error.fix if isinstance(error, Broken | OperatorError) else refusal or _FIXES[step.part]
