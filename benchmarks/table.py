@@ -19,6 +19,16 @@ def _pair(figures: dict[str, Any], name: str, rate: int) -> str:
     return " and ".join(f"{figures[f'{name} {rate}/s 100 clients {q} ms']:,}" for q in ("p50", "p99"))
 
 
+def _grown(figures: dict[str, Any]) -> dict[str, str]:
+    """By what grows: each size with its figure."""
+    found: dict[str, list[str]] = {}
+    for name, value in figures.items():
+        what, _, size = name.rpartition(" ")
+        if what:
+            found.setdefault(what, []).append(f"{int(size):,} {value}")
+    return {what: ", ".join(sizes) for what, sizes in found.items()}
+
+
 LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
     (
         "start",
@@ -54,6 +64,11 @@ LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
             f"20 slow replays: {f['ratio_p99 20 slow']} times; 200: {f['ratio_p99 200 slow']}; one of 4 MB/s: {f['ratio_p99 1 fast']};"
             f" 200 that begin at once: {f['ratio_p99 200 begin']} (alone: {f['none p99 ms']} ms)"
         ),
+    ),
+    (
+        "growth_gateway",
+        "µs of the gateway's processor for an event, as it grows",
+        lambda f: "; ".join(f"{name}: {sizes}" for name, sizes in _grown(f).items()),
     ),
     ("connections", "memory per idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB (nats-server: {f['nats_server_kib']} KiB)"),
     (

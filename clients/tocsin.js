@@ -290,6 +290,7 @@ class Subscription {
   confirmed(frame) {
     this.flowing = true;
     if (frame.recovered !== false) this.at(frame.position);
+    if (frame.hint) console.info("tocsin:", frame.hint); // for whoever writes the page: nothing of the subject ever came
     this.enter("live");
     if (frame.recovered === false) this.#missed(frame);
     else if (this.#reading) this.#give("onSnapshot", { kind: "snapshot-begin" });

@@ -147,6 +147,11 @@ class Live(Generic[T]):
         """Where to resume, once the gateway has said it: also moves while nothing matches."""
         return self._subscription.position
 
+    @property
+    def hint(self) -> str | None:
+        """For people: why nothing of the subject may ever come, where the gateway knows of nothing that ever did."""
+        return self._subscription.hint
+
     # The generator itself is handed out: so the loop closes it, and the socket, when an `async for` is left by break.
     def __aiter__(self) -> AsyncIterator[T]:
         return self._deliveries

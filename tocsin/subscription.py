@@ -137,6 +137,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     position: str | None = None
     recovered: bool = True
     reason: str | None = None
+    hint: str | None = None
     event: Received | None = None
     effects: dict[str, str | None] = msgspec.field(name="for", default_factory=dict)
     key: Any = None
@@ -188,6 +189,7 @@ class Subscription:
             raise SubscribeError("bad-subject", str(error)) from None
         self.subject: Final = subject
         self.position: str | None = None
+        self.hint: str | None = None
         self._since = since
         self._chosen = {**({"where": where} if where is not None else {}), **({"select": list(select)} if select is not None else {})}
         self._tolerate_gaps = tolerate_gaps
@@ -238,7 +240,7 @@ class Subscription:
         return Delivery(frame.subject or "", frame.position or "", frame.event, frame.effects.get(ID))
 
     def _subscribed(self, position: str, frame: Frame) -> SnapshotStart | Gap | None:
-        reason = frame.reason or "gap"
+        reason, self.hint = frame.reason or "gap", frame.hint
         if self._since == "snapshot" and not frame.recovered:
             self.position = None
             raise Unready(f"events are missing ({reason}): the rows are read anew")

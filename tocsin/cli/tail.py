@@ -153,6 +153,8 @@ class _Teller:
     def __call__(self, state: str, error: BaseException | None) -> None:
         if state == "live" and self.before is None and self.live is not None:
             self.before = self.live.position
+            if self.live.hint is not None:
+                self._say(f"[yellow]{_plain(self.live.hint)}[/]")
         now = f"[yellow]waiting for the gateway at {_plain(self._url)}: {_plain(str(error))}[/]" if state == "retrying" else ""
         if state == "live" and self._told:
             self._say("[green]connected[/]")

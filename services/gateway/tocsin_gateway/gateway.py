@@ -19,6 +19,7 @@ from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_
 from tocsin_gateway.census import Census
 from tocsin_gateway.credentials import Credentials
 from tocsin_gateway.headcount import Headcount
+from tocsin_gateway.hints import Hints
 from tocsin_gateway.history import History
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
@@ -67,6 +68,7 @@ class Gateway:
         self._stream = stream
         self.history = History(link, stream, self.hub.page_turns)
         self.watched = Watched(database_url, source)
+        self._hints = Hints(link, stream, self.watched)
         self._snapshots = Snapshots(database_url, stream, source)
         self._sessions: dict[Session, str] = {}
         self._stopping = False
@@ -138,7 +140,19 @@ class Gateway:
 
     def open(self, kind: str, outbox: Outbox, tasks: asyncio.TaskGroup) -> Session:
         """A session of a connection; `kind` is websocket or sse."""
-        session = Session(self.hub, self._link, self._stream, self.access, self.limits, self.metrics, outbox, tasks, snapshots=self._snapshots, live=self.live)
+        session = Session(
+            self.hub,
+            self._link,
+            self._stream,
+            self.access,
+            self.limits,
+            self.metrics,
+            outbox,
+            tasks,
+            snapshots=self._snapshots,
+            hints=self._hints,
+            live=self.live,
+        )
         self._sessions[session] = kind
         self.metrics.clients.labels(kind).inc()
         return session

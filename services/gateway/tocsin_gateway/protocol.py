@@ -167,11 +167,13 @@ def welcome(limits: msgspec.Struct, *, auth: bool) -> bytes:
     return msgspec.json.encode({"op": "welcome", "version": VERSION, "auth": auth, "limits": msgspec.to_builtins(limits)})
 
 
-def subscribed(id: str, subject: str, position: Position, reason: Reason | None = None) -> bytes:  # noqa: A002  # the field's name
-    """`reason` None means that everything since the asked position will be delivered."""
+def subscribed(id: str, subject: str, position: Position, reason: Reason | None = None, hint: str | None = None) -> bytes:  # noqa: A002  # the field's name
+    """`reason` None means that everything since the asked position will be delivered; `hint` is for people."""
     message: dict[str, Any] = {"op": "subscribed", "id": id, "subject": subject, "position": str(position), "recovered": reason is None}
     if reason is not None:
         message["reason"] = reason
+    if hint is not None:
+        message["hint"] = hint
     return msgspec.json.encode(message)
 
 

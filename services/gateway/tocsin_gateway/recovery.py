@@ -15,6 +15,7 @@ from tocsin.errors import Unavailable
 from tocsin.position import Position
 from tocsin_gateway import protocol
 from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.hints import Hints
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import REPLAY_PAGE, Limits
 from tocsin_gateway.metrics import Metrics
@@ -36,10 +37,13 @@ CHANGED: Final = "the stream lost events while the snapshot was read; subscribe 
 class Recovery:
     """One session's: its subscriptions take turns at replaying."""
 
-    __slots__ = ("_hub", "_limits", "_link", "_metrics", "_session", "_snapshots", "_stream", "_turns")
+    __slots__ = ("_hints", "_hub", "_limits", "_link", "_metrics", "_session", "_snapshots", "_stream", "_turns")
 
-    def __init__(self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics, snapshots: Snapshots) -> None:
+    def __init__(
+        self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics, snapshots: Snapshots, hints: Hints
+    ) -> None:
         self._session = session
+        self._hints = hints
         self._snapshots = snapshots
         self._hub = hub
         self._link = link
@@ -51,17 +55,18 @@ class Recovery:
     async def run(self, subscription: Subscription, since: protocol.Since) -> None:
         try:
             told = since == "snapshot"
+            hint = await self._hints.about(subscription.pattern, self._session.grant) if since in ("now", "start") else None
             start = await self._snapshot(subscription) if since == "snapshot" else await start_of(self._link, self._stream, since)
             while isinstance(start, Position):
                 try:
-                    await self._replay(subscription, start, told=told)
+                    await self._replay(subscription, start, told=told, hint=hint)
                 except Hole as hole:
                     # What `start` means moves on with a stream that drops its oldest events all the time.
                     again = since == "start" and subscription.state is State.JOINING
                     start = await start_of(self._link, self._stream, since) if again else hole.reason
                 else:
                     return
-            await self._go_live(subscription, start)
+            await self._go_live(subscription, start, hint)
         except (Unavailable, broker.JetStreamError) as error:
             self._session.end_with(subscription, ProtocolError("unavailable", str(error), subscription.id))
         except ProtocolError as problem:
@@ -102,14 +107,14 @@ class Recovery:
         self._session.tell.snapshot_end(subscription, end)
         return end
 
-    async def _go_live(self, subscription: Subscription, reason: Reason | None) -> None:
+    async def _go_live(self, subscription: Subscription, reason: Reason | None, hint: str | None) -> None:
         def joined(position: Position) -> bool:
             if subscription.state is State.ENDED:
                 return self._session.still_member(subscription.pattern)
             subscription.after = position.sequence
             subscription.state = State.LIVE
             self._session.attach(subscription)
-            self._session.tell.subscribed(subscription, position, reason)
+            self._session.tell.subscribed(subscription, position, reason, hint)
             self._session.share()
             return True
 
@@ -131,12 +136,12 @@ class Recovery:
             self._turns.release()
             self._metrics.replays.dec()
 
-    async def _replay(self, subscription: Subscription, start: Position, *, told: bool) -> None:
+    async def _replay(self, subscription: Subscription, start: Position, *, told: bool, hint: str | None) -> None:
         """`told`: the client knows of its subscription. Raises Hole, ProtocolError limit, and before `subscribed` was told Unavailable."""
         async with self._turn(subscription.id):
-            await self._replay_pages(subscription, start, told=told)
+            await self._replay_pages(subscription, start, told=told, hint=hint)
 
-    async def _replay_pages(self, subscription: Subscription, start: Position, *, told: bool) -> None:
+    async def _replay_pages(self, subscription: Subscription, start: Position, *, told: bool, hint: str | None) -> None:
         subscription.after = start.sequence
         pages = Pages(self._link, self._stream, self._hub.page_turns, subscription.pattern, start.epoch, start.sequence)
         try:
@@ -147,7 +152,7 @@ class Recovery:
                 raise Unavailable("the stream can't be read at the moment; try again in a second") from None
             subscription.enter(State.REPLAYING)
             if not told:
-                self._session.tell.subscribed(subscription, start, None)
+                self._session.tell.subscribed(subscription, start, None, hint)
             reader = _Reader(self._session, subscription, self._metrics)
             for event in page:
                 await reader.replay(event)

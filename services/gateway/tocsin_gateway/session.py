@@ -16,6 +16,7 @@ from tocsin_gateway.access import Access, Grant
 from tocsin_gateway.channels import Member
 from tocsin_gateway.frames import StreamEvent, addressed
 from tocsin_gateway.groups import Group
+from tocsin_gateway.hints import Hints
 from tocsin_gateway.hub import Hub
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, Limits
 from tocsin_gateway.live import Live
@@ -45,6 +46,7 @@ class Session:
         tasks: asyncio.TaskGroup,
         *,
         snapshots: Snapshots,
+        hints: Hints,
         live: Live,
     ) -> None:
         self._hub = hub
@@ -57,7 +59,7 @@ class Session:
         self._gathered: list[Subscription] = []
         self._sharing: tuple[Pattern, Group[Member]] | None = None
         self._last: StreamEvent | None = None
-        self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots)
+        self._recovery = Recovery(self, hub, link, stream, limits, metrics, snapshots, hints)
         self._snapshots = snapshots
         self._all_plain = True
         self._all_live: bool | None = None

@@ -26,10 +26,10 @@ class Telling:
         self._metrics = metrics
         self._paced = 0
 
-    def subscribed(self, subscription: Subscription, position: Position, reason: Reason | None) -> None:
+    def subscribed(self, subscription: Subscription, position: Position, reason: Reason | None, hint: str | None = None) -> None:
         if reason is not None:
             self._metrics.unrecovered.labels(reason).inc()
-        self._outbox.send(protocol.subscribed(subscription.id, subscription.pattern.text, position, reason))
+        self._outbox.send(protocol.subscribed(subscription.id, subscription.pattern.text, position, reason, hint))
 
     def error(self, problem: ProtocolError) -> None:
         self._metrics.errors.labels(problem.code).inc()

@@ -71,7 +71,7 @@ class Watched:
             return
         pattern = protocol.checked_pattern(request)
         where, select = protocol.checked_where(request), protocol.checked_select(request)
-        table = self._one_table(pattern)
+        table = self.one_table(pattern)
         if table is None:
             return
         grant.check(pattern, request.id)
@@ -87,7 +87,8 @@ class Watched:
             if missing:
                 raise ProtocolError(code, _refusal(field, missing[0], pattern, visible), request.id)
 
-    def _one_table(self, pattern: Pattern) -> Table | None:
+    def one_table(self, pattern: Pattern) -> Table | None:
+        """The table of our own source that the pattern names; None where it may match several, or another source's."""
         tokens = pattern.tokens
         if len(tokens) < 5 or tokens[1] != encode_token(self._source) or tokens[2] != "change" or not {"*", ">"}.isdisjoint(tokens[:5]):
             return None

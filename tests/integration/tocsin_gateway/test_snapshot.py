@@ -248,6 +248,22 @@ async def test_server_sent_events_bring_rows_and_may_resume_only_behind_them(liv
     assert ids[0] != "k3v9q2m7xa-1"
 
 
+async def test_a_slip_in_a_table_s_name_is_told_with_what_would_watch_it(live: tuple[RunningGateway, str], orders: asyncpg.Connection) -> None:
+    gateway, pattern = live
+    async with peer(gateway) as client:
+        answer = await client.subscribe(pattern.replace("orders", "ordres"))
+        assert "public.ordres is not watched" in answer["hint"]
+        assert answer["hint"].endswith("tocsin watch public.ordres")
+        assert "yet" in (await client.subscribe(pattern, "b"))["hint"]
+        await orders.execute("INSERT INTO orders (id) VALUES (1000)")
+        await client.events(1)
+    async with peer(gateway) as client, asyncio.timeout(20):
+        while "hint" in await client.subscribe(pattern, "c"):
+            await asyncio.sleep(0.5)
+            await client.send(op="unsubscribe", id="c")
+            await client.until("unsubscribed")
+
+
 async def test_what_is_no_snapshot_is_refused(live: tuple[RunningGateway, str]) -> None:
     gateway, pattern = live
     root = pattern.partition(".change")[0]

@@ -19,6 +19,7 @@ async def test_a_live_event_arrives_whole_with_its_subject_and_position(gateway:
         assert client.welcome["version"] == 1
         assert client.welcome["limits"]["message_bytes"] == 65_536
         answer = await client.subscribe(stream.subject(op="*"))
+        assert "no event" in answer.pop("hint")
         assert answer == {"op": "subscribed", "id": "a", "subject": stream.subject(op="*"), "position": stream.position(0), "recovered": True}
         await stream.publish(stream.subject(), stream.subject("customers"), stream.subject(op="delete"), note="ü 🔔 \u2028")
         first, second = await client.events(2)
@@ -27,6 +28,28 @@ async def test_a_live_event_arrives_whole_with_its_subject_and_position(gateway:
         assert (second["subject"], second["position"]) == (stream.subject(op="delete"), stream.position(3))
         assert "for" not in first
         await client.nothing_more()
+
+
+@pytest.mark.parametrize("since", ["now", "start"])
+async def test_who_asks_for_what_never_came_is_told_and_nobody_else(gateway: RunningGateway, stream: Stream, since: str) -> None:
+    await stream.publish(stream.subject())
+    async with peer(gateway) as client:
+        for number, (subject, never) in enumerate(
+            [
+                ("pg.>", False),
+                (stream.subject(op="*"), False),
+                (stream.subject("ordres", "*"), True),
+                (stream.subject(op="delete"), True),
+                ("pg.elsewhere.>", True),
+            ]
+        ):
+            answer = await client.subscribe(subject, str(number), since=since)
+            while answer["op"] != "subscribed":
+                answer = await client.next()
+            assert (f"no event of {subject} yet" in answer.get("hint", "")) == never, answer
+            assert never == ("hint" in answer)
+        answer = await client.subscribe(stream.subject("ordres", "*"), "resumed", since=stream.position(1))
+        assert "hint" not in answer
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ async def test_a_filter_and_columns(gateway: RunningGateway, stream: Stream) -> 
         ]
 
 
+async def test_a_subject_of_which_nothing_ever_came_is_said(gateway: RunningGateway, stream: Stream) -> None:
+    await stream.publish(stream.subject())
+    async with tail(gateway.url, stream.subject("ordres")) as child:
+        assert child.stderr is not None
+        assert f"no event of {stream.subject('ordres')} yet" in (await child.stderr.readline()).decode()
+
+
 async def test_a_gap_is_said_and_an_interrupt_ends_it(gateway: RunningGateway, stream: Stream) -> None:
     await stream.publish(*[stream.subject()] * 5)
     await stream.purge(keep=1)
