@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 
+from tests.support.asyncapi import faults
 from tests.support.gateway import RunningGateway, peer
 from tests.support.schema import problems, resolve
 from tests.support.stream import Stream
@@ -26,6 +27,24 @@ async def document_of(gateway: RunningGateway) -> Any:
 
 def names(document: Any, operation: str) -> set[str]:
     return {resolve(resolve(message["$ref"], document)["$ref"], document)["name"] for message in document["operations"][operation]["messages"]}
+
+
+async def test_the_document_is_valid_by_asyncapi_s_own_schema_which_refuses_what_is_not(gateway: RunningGateway) -> None:
+    document = await document_of(gateway)
+    assert faults(document) == []
+    for path, broken in (
+        ("operations.ask.action", "sends"),
+        ("channels.socket.bindings.ws.method", 7),
+        ("info.version", None),
+        ("components.schemas.Code.enum", "all"),
+    ):
+        spoilt = msgspec.json.decode(msgspec.json.encode(document))
+        *way, last = path.split(".")
+        place = spoilt
+        for name in way:
+            place = place.setdefault(name, {})
+        place[last] = broken
+        assert faults(spoilt) != [], path
 
 
 async def test_the_document_names_exactly_the_messages_and_codes_of_the_protocol(gateway: RunningGateway) -> None:
