@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,12 +11,11 @@ from pathlib import Path
 
 import httpx
 import nats.errors
-import nats.js.errors
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from tests.support.gateway import RunningGateway, numbers, peer
+from tests.support.gateway import RunningGateway, gateway_process, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tests.support.stream import stream as make_stream
 from tocsin.client import Delivery, Gap, GapError, subscribe
@@ -35,37 +32,20 @@ class Site:
 
     folder: Path
     server: NatsServer
-    publisher: Client
     stream: Stream
     gateway: RunningGateway
     child: asyncio.subprocess.Process | None = None
 
     async def start_gateway(self) -> None:
-        self.child = await process.start(
-            *(sys.executable, "-m", "tocsin.cli.main", "gateway"),
-            log=self.folder / "gateway.log",
-            env={**os.environ, "TOCSIN_NATS_URL": self.server.url, "TOCSIN_SOURCE": SOURCE, "TOCSIN_GATEWAY_PORT": str(self.gateway.port)},
-        )
-        await self.gateway.until_ready()
+        self.child = await gateway_process(self.gateway, self.server.url, SOURCE, self.folder / "gateway.log")
 
     async def kill_gateway(self) -> None:
         assert self.child is not None
         await process.kill(self.child)
 
     async def publish(self, count: int) -> None:
-        """One after the other, each until JetStream has it; a repeat is known by its id."""
         for _ in range(count):
-            self.stream.number += 1
-            ((subject, number, body, headers),) = self.stream._messages(self.stream.subject(), self.stream.number, None, {})
-            async with asyncio.timeout(30):
-                while True:
-                    try:
-                        ack = await self.publisher.jetstream().publish(subject, body, headers=headers, timeout=1)
-                    except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
-                        await asyncio.sleep(0.05)
-                    else:
-                        break
-            self.stream.sent.append((subject, number, ack.seq))
+            await self.stream.insist(self.stream.subject())
 
 
 @pytest_asyncio.fixture
@@ -76,7 +56,7 @@ async def site() -> AsyncIterator[Site]:
         await server.start()
         publisher = Client()
         await publisher.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)  # type: ignore[arg-type]
-        made = Site(folder, server, publisher, await make_stream(publisher, SOURCE), RunningGateway(process.free_port()))
+        made = Site(folder, server, await make_stream(publisher, SOURCE), RunningGateway(process.free_port()))
         try:
             await made.start_gateway()
             yield made

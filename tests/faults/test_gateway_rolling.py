@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nats.errors
-import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
 from tests.faults.test_gateway_storm import SOURCE, TABLES, guests, without_consumers
-from tests.support.gateway import RunningGateway
+from tests.support.gateway import RunningGateway, gateway_process
 from tests.support.stream import Stream
 from tests.support.stream import stream as make_stream
 from tocsin.stack import process
@@ -33,19 +30,13 @@ class Street:
 
     folder: Path
     server: NatsServer
-    publisher: Client
     stream: Stream
     children: dict[RunningGateway, asyncio.subprocess.Process] = field(default_factory=dict)
     open: list[RunningGateway] = field(default_factory=list)
     chance: random.Random = field(default_factory=lambda: random.Random(6))
 
     async def start(self, gateway: RunningGateway) -> None:
-        self.children[gateway] = await process.start(
-            *(sys.executable, "-m", "tocsin.cli.main", "gateway"),
-            log=self.folder / f"{gateway.port}.log",
-            env={**os.environ, "TOCSIN_NATS_URL": self.server.url, "TOCSIN_SOURCE": SOURCE, "TOCSIN_GATEWAY_PORT": str(gateway.port)},
-        )
-        await gateway.until_ready()
+        self.children[gateway] = await gateway_process(gateway, self.server.url, SOURCE, self.folder / f"{gateway.port}.log")
         self.open.append(gateway)
 
     def address(self) -> str:
@@ -63,20 +54,10 @@ class Street:
         await self.start(gateway)
 
     async def load(self, enough: asyncio.Event) -> None:
-        """One event after the other, each until JetStream has it; a repeat is known by its id."""
-        stream, chance = self.stream, random.Random(4)
+        """One event after the other."""
+        chance = random.Random(4)
         while not enough.is_set():
-            stream.number += 1
-            subject = stream.subject(chance.choice(TABLES), chance.choice(("insert", "insert", "update")))
-            ((_, number, body, headers),) = stream._messages(subject, stream.number, None, {})
-            while True:
-                try:
-                    ack = await self.publisher.jetstream().publish(subject, body, headers=headers, timeout=1)
-                except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
-                    await asyncio.sleep(0.05)
-                else:
-                    break
-            stream.sent.append((subject, number, ack.seq))
+            await self.stream.insist(self.stream.subject(chance.choice(TABLES), chance.choice(("insert", "insert", "update"))))
             await asyncio.sleep(0.01)
 
 
@@ -88,7 +69,7 @@ async def street() -> AsyncIterator[Street]:
         await server.start()
         publisher = Client()
         await publisher.connect(server.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)  # type: ignore[arg-type]
-        made = Street(folder, server, publisher, await make_stream(publisher, SOURCE))
+        made = Street(folder, server, await make_stream(publisher, SOURCE))
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(2):

@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import random
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tests.support import servers
-from tests.support.gateway import RunningGateway, running_gateway
+from tests.support.gateway import RunningGateway, gateway_process, running_gateway
 from tests.support.stream import Stream
 from tests.support.stream import stream as make_stream
 from tocsin import broker
@@ -157,18 +155,7 @@ class House:
     child: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self.child = await process.start(
-            *(sys.executable, "-m", "tocsin.cli.main", "gateway"),
-            log=self.folder / "gateway.log",
-            env={
-                **os.environ,
-                "TOCSIN_NATS_URL": self.server.url,
-                "TOCSIN_SOURCE": SOURCE,
-                "TOCSIN_GATEWAY_PORT": str(self.gateway.port),
-                "TOCSIN_LIMITS": "connections_per_address=20000",
-            },
-        )
-        await self.gateway.until_ready()
+        self.child = await gateway_process(self.gateway, self.server.url, SOURCE, self.folder / "gateway.log", TOCSIN_LIMITS="connections_per_address=20000")
 
     @property
     def memory_kib(self) -> int:

@@ -31,6 +31,8 @@ from tocsin.stack.process import free_port
 MIRROR = "EU_SHOP"
 ALL = "pg.shop.change.>"
 
+Collecting = tuple[oracle.Seen, asyncio.Event]
+
 
 def jetstream(folder: Path, domain: str) -> str:
     """Takes the place of NatsServer's own block."""
@@ -174,17 +176,31 @@ async def subscribed(socket_url: str, since: str) -> tuple[dict[str, Any], list[
     return answer, ids
 
 
+@contextlib.asynccontextmanager
+async def cut_between_clients(regions: Regions) -> AsyncIterator[tuple[Collecting, Collecting]]:
+    """A client of each side has the first five events; then the link is cut, and the near one has the next five."""
+    await regions.insert(5)
+    await regions.start_gateways()
+    async with oracle.socket_client(regions.near_socket, ALL, "start") as near, oracle.socket_client(regions.far_socket, ALL, "start") as far:
+        for client in (near, far):
+            await oracle.until_count(*client, 5)
+        regions.cut()
+        await regions.insert(5)
+        await oracle.until_count(*near, 10)
+        yield near, far
+
+
+async def holds_in(socket_url: str, other_url: str) -> None:
+    """A present position of the one side is known by the other, which has nothing behind it."""
+    answer, _ = await subscribed(socket_url, "now")
+    again, ids = await subscribed(other_url, answer["position"])
+    assert (again["recovered"], ids) == (True, []), "a position of one region holds in the other"
+
+
 async def test_a_leaf_node_s_mirror_serves_its_region_through_a_cut_link_and_positions_hold_in_both() -> None:
     """Its clients have what the stream has, once and in order, by one crossing of the link; nothing is set on the mirror by hand."""
     async with leaf_node() as regions:
-        await regions.insert(5)
-        await regions.start_gateways()
-        async with oracle.socket_client(regions.near_socket, ALL, "start") as near, oracle.socket_client(regions.far_socket, ALL, "start") as far:
-            for client in (near, far):
-                await oracle.until_count(*client, 5)
-            regions.cut()
-            await regions.insert(5)
-            await oracle.until_count(*near, 10)
+        async with cut_between_clients(regions) as (near, far):
             answer, ids = await subscribed(regions.far_socket, "start")
             assert (answer["recovered"], ids) == (True, far[0].ids), "the region serves what it has"
             assert len(ids) == 5, "nothing crosses a cut link"
@@ -195,24 +211,15 @@ async def test_a_leaf_node_s_mirror_serves_its_region_through_a_cut_link_and_pos
             await oracle.until_count(*far, 10)
             stream = await in_stream(regions.home, STREAM)
             assert near[0].ids == far[0].ids == stream.ids == (await in_stream(regions.far, MIRROR)).ids
-        for one, other in ((regions.near_socket, regions.far_socket), (regions.far_socket, regions.near_socket)):
-            answer, _ = await subscribed(one, "now")
-            again, ids = await subscribed(other, answer["position"])
-            assert (again["recovered"], ids) == (True, []), "a position of one region holds in the other"
+        await holds_in(regions.near_socket, regions.far_socket)
+        await holds_in(regions.far_socket, regions.near_socket)
 
 
 @pytest.mark.slow
 async def test_a_supercluster_s_mirror_waits_out_a_cut_link_and_then_has_everything() -> None:
     """The side without the majority can make no consumer: its gateways are not ready, its sockets stay; home does not notice."""
     async with supercluster() as regions:
-        await regions.insert(5)
-        await regions.start_gateways()
-        async with oracle.socket_client(regions.near_socket, ALL, "start") as near, oracle.socket_client(regions.far_socket, ALL, "start") as far:
-            for client in (near, far):
-                await oracle.until_count(*client, 5)
-            regions.cut()
-            await regions.insert(5)
-            await oracle.until_count(*near, 10)
+        async with cut_between_clients(regions) as (near, far):
             await until_ready(regions.far_socket, 503)
             assert len(far[0].events) == 5
             regions.heal()
@@ -220,9 +227,7 @@ async def test_a_supercluster_s_mirror_waits_out_a_cut_link_and_then_has_everyth
             await until_ready(regions.far_socket, 200)
             stream = await in_stream(regions.home, STREAM)
             assert near[0].ids == far[0].ids == stream.ids
-        answer, _ = await subscribed(regions.near_socket, "now")
-        again, ids = await subscribed(regions.far_socket, answer["position"])
-        assert (again["recovered"], ids) == (True, [])
+        await holds_in(regions.near_socket, regions.far_socket)
 
 
 async def until_ready(socket_url: str, status: int) -> None:

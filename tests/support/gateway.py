@@ -1,11 +1,14 @@
-"""A gateway in this process, and the plain client that tests talk to it with."""
+"""A gateway in this process or one of its own, and the plain client that tests talk to it with."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tocsin.settings import Settings
+from tocsin.stack import process
 from tocsin.stack.process import free_port
 from tocsin_gateway.__main__ import serve
 from tocsin_gateway.limits import Limits
@@ -72,6 +76,14 @@ async def running_gateway(
             yield running
         finally:
             stop.set()
+
+
+async def gateway_process(gateway: RunningGateway, nats_url: str, source: str, log: Path, **environment: str) -> asyncio.subprocess.Process:
+    """`tocsin gateway` as a process of its own at `gateway`'s port, ready; `environment` are more of its settings. End it with process.kill."""
+    settings = {"TOCSIN_NATS_URL": nats_url, "TOCSIN_SOURCE": source, "TOCSIN_GATEWAY_PORT": str(gateway.port), **environment}
+    child = await process.start(sys.executable, "-m", "tocsin.cli.main", "gateway", log=log, env={**os.environ, **settings})
+    await gateway.until_ready()
+    return child
 
 
 @dataclass(slots=True)

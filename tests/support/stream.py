@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import nats.errors
+import nats.js.errors
 from nats.aio.client import Client
 
 from tocsin import broker
@@ -100,6 +102,20 @@ class Stream:
             messages += self._messages(subject, self.number, copy, data)
         await self._send(messages)
         return numbers
+
+    async def insist(self, subject: str) -> None:
+        """One event, again and again until JetStream has it, for at most 30 s; a repeat is known by its id."""
+        self.number += 1
+        ((_, number, body, headers),) = self._messages(subject, self.number, None, {})
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    ack = await self.client.jetstream().publish(subject, body, headers=headers, timeout=1)
+                except (nats.errors.Error, nats.js.errors.Error, TimeoutError):
+                    await asyncio.sleep(0.05)
+                else:
+                    break
+        self.sent.append((subject, number, ack.seq))
 
     async def publish_many(self, subjects: Iterable[str], *, at_once: int = 200) -> None:
         """Many events, pipelined."""
