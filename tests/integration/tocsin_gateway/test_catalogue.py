@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import oracle
+from tests.support.asyncapi import faults
 from tests.support.gateway import RunningGateway, peer
 from tests.support.pipeline import Pipeline, pipeline
 from tests.support.schema import problems, resolve
@@ -67,6 +68,7 @@ def references(part: Any) -> Iterator[str]:
 
 async def test_each_watched_table_is_described_and_nothing_else(running: Pipeline) -> None:
     made = await document(running.gateway_url)
+    assert faults(made) == []
     assert set(made["channels"]) == {"socket", ORDERS, "change-public-odd_2Ename_20_25"}
     assert made["channels"][ORDERS]["address"] == "pg.shop.change.public.orders.{op}.{mood}"
     row = made["components"]["schemas"]["row-public-orders"]["properties"]
