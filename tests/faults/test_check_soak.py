@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from tests.faults.test_check_faults import Pair, running_pair
-from tests.integration.tocsin_check.test_audit import SUBTLE
+from tests.integration.tocsin_check.test_audit import SUBTLE, TYPES
 from tests.integration.tocsin_check.test_repair import EXACT
 from tests.support.weather import HOT, PLANTED, TOUCHED, Tally, Weather
 from tocsin import postgres
@@ -57,7 +57,7 @@ async def _prepare(source: asyncpg.Connection) -> None:
     columns = ", ".join(f"c{i} {kind}" for i, (kind, _, _) in enumerate(Columns.values()))
     values = ", ".join(f"({ours})::{kind}" for kind, ours, _ in Columns.values())
     await source.execute(f"""
-        CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE TYPE mood AS ENUM ('so', 'la'); CREATE TYPE pair AS (a int, b text);
+        {TYPES}
         CREATE TABLE hot (id bigint PRIMARY KEY, v text, w numeric); CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL;
         CREATE TABLE words (a text, b text, n int, PRIMARY KEY (a, b)); CREATE TABLE subtle (id int PRIMARY KEY, {columns});
         INSERT INTO hot SELECT i, '0', 0 FROM generate_series(0, {HOT}) i; INSERT INTO hot SELECT {PLANTED} + i, 'v' || i, i FROM generate_series(0, 99) i;

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.integration.tocsin_check.test_audit import SUBTLE
+from tests.integration.tocsin_check.test_audit import SUBTLE, TYPES
 from tests.integration.tocsin_check.test_repair import EXACT
 from tests.support.servers import FAST
 from tocsin.errors import OperatorError
@@ -104,7 +104,7 @@ async def test_every_type_compares_and_every_drift_is_found_between_versions(
     values = ", ".join(f"({value})::{kind}" for kind, value, _ in KINDS.values())
     async with room(running[ours], running[theirs]) as at:
         await at.source.execute(f"""
-            CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE TYPE mood AS ENUM ('so', 'la'); CREATE TYPE pair AS (a int, b text);
+            {TYPES}
             CREATE TABLE t (id int PRIMARY KEY, {columns}); INSERT INTO t SELECT i, {values} FROM generate_series(0, {len(KINDS)}) i;
             CREATE TABLE words (a text, b uuid, n numeric, PRIMARY KEY (a, b)); CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL;
             INSERT INTO words SELECT 'é' || i, md5(i::text)::uuid, i / 7.0 FROM generate_series(1, 3000) i; INSERT INTO words VALUES ('a|', md5('')::uuid, 1);

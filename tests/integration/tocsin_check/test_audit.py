@@ -34,6 +34,9 @@ async def test_missing_extra_and_different_rows_are_found_by_key(setup: Setup, a
     assert found == {10: ("missing", []), 20: ("different", ["v"]), 0: ("extra", []), 99999: ("extra", [])}
 
 
+TYPES = """CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE DOMAIN price AS numeric(9,2);
+           CREATE TYPE mood AS ENUM ('so', 'la'); CREATE TYPE pair AS (a int, b text);"""
+"""Those that SUBTLE needs."""
 SUBTLE = {
     "null and empty": ("text", "''", "NULL"),
     "case": ("text", "'a'", "'A'"),
@@ -90,8 +93,7 @@ async def test_every_type_compares_equal_and_the_subtlest_differences_are_found(
     values = ", ".join(f"({ours})::{kind}" for kind, ours, _ in SUBTLE.values())
     await replica.execute("CREATE TYPE padding AS ENUM ('shifts', 'oids'); DROP TYPE padding; CREATE TABLE shift (id serial)")
     await source.execute(f"""
-        CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE DOMAIN price AS numeric(9,2);
-        CREATE TYPE mood AS ENUM ('so', 'la'); CREATE TYPE pair AS (a int, b text);
+        {TYPES}
         CREATE TABLE t (id int PRIMARY KEY, {columns}); INSERT INTO t SELECT i, {values} FROM generate_series(0, {len(SUBTLE)}) i""")
     await source.execute("ALTER DATABASE " + (await source.fetchval("SELECT quote_ident(current_database())")) + " SET extra_float_digits = -10")
     await setup("t")
