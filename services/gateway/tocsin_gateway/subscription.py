@@ -68,7 +68,7 @@ class Subscription:
         self.selection = Selection.of(self.pattern, self.where, self.select, visibility)
 
     def enter(self, state: State) -> None:
-        """Raises CancelledError where it has ended: before Python 3.12 asyncio.wait_for, which nats-py uses, can swallow a task's cancellation."""
+        """Raises CancelledError where it has ended: a rule that can't be judged ends it from within its own task, which is not cancelled then."""
         if self.state is State.ENDED:
             raise asyncio.CancelledError
         self.state = state

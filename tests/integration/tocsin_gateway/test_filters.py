@@ -257,6 +257,23 @@ async def test_an_event_that_the_rule_cannot_judge_is_withheld_and_told_as_a_gap
         await client.nothing_more()
 
 
+async def test_a_replay_that_the_rule_ends_half_way_gives_nothing_more(guarded: RunningGateway, stream: Stream) -> None:
+    """It is ended by its own task, which nobody cancels."""
+    fine = {"id": 1, "customer": 42}
+    await stream.publish(stream.subject(), new=fine)
+    await stream.publish(stream.subject("orders", "update"), op="update", key={"id": 2}, new={"id": 2, "customer": 7})
+    await stream.publish_many([stream.subject()] * 300)
+    await stream.publish(stream.subject(), new=fine)
+    async with peer(guarded) as client:
+        await enter(client, RULED)
+        assert (await client.subscribe(orders(stream), since="start"))["op"] == "subscribed"
+        assert [frame["event"]["data"]["new"] for frame in await client.events(1)] == [fine]
+        refused = await client.next()
+        assert (refused["op"], refused["code"], refused["id"]) == ("error", "forbidden", "a")
+        await guarded.until_metric("tocsin_gateway_replays", 0.0)
+        await client.nothing_more()
+
+
 @pytest.mark.parametrize("claims", [{"rows": {"orders": ORDERS}}, {"rows": {"public.orders": {"customer": 42}}}, {"hidden": {"public.orders": "total"}}])
 async def test_a_token_whose_rules_are_not_well_formed_is_refused(guarded: RunningGateway, claims: dict[str, Any]) -> None:
     async with peer(guarded) as client:
