@@ -11,8 +11,8 @@ import asyncpg
 
 from tocsin.sql import load_queries
 from tocsin_check.coverage import ColumnFacts, Facts, Published, Slot, Subscribed, Subscription, TableFacts
+from tocsin_check.hashing import BYTES_SINCE, self_test
 from tocsin_check.names import TableName
-from tocsin_check.reading import SELF_TEST
 from tocsin_check.table import Comparable, Unauditable, compare_table
 
 _SQL: Final = load_queries("tocsin_check", "inventory.sql")
@@ -134,4 +134,5 @@ async def _can_hash(connection: asyncpg.Connection, base: str) -> bool:
 async def _same_hashes(source: asyncpg.Connection, replica: asyncpg.Connection) -> bool:
     if min(source.get_server_version().major, replica.get_server_version().major) < NATIVE_SINCE:
         return False
-    return tuple(await source.fetchrow(SELF_TEST) or ()) == tuple(await replica.fetchrow(SELF_TEST) or (None,))
+    sql = self_test(by_bytes=min(await _version(source), await _version(replica)) >= BYTES_SINCE)
+    return tuple(await source.fetchrow(sql) or ()) == tuple(await replica.fetchrow(sql) or (None,))

@@ -9,30 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from tocsin_check.hashing import SEEDS, Column, row_hash
 from tocsin_check.names import quoted
 from tocsin_check.verdict import Key
-
-SEEDS: Final = (0, 6364136223846793005)
-
-SELF_TEST: Final = (
-    "SELECT hash_record_extended(r, 0) AS h1, hash_record_extended(r, 6364136223846793005) AS h2 FROM (SELECT ROW("
-    "1::int2, 2::int4, -3::int8, 1.50::numeric, 0.1::float8, '-0'::float4, 'tocsin ä \U0001f514'::text COLLATE \"C\", 'a'::char(3) COLLATE \"C\", "
-    "'2026-11-22 20:15:31.123456+00'::timestamptz, '2026-11-22'::date, '1 month 2 days 3 s'::interval, true, '\\xdead'::bytea, "
-    "'b5b1d0a0-7d1c-4a55-9d4c-0d0e0f101112'::uuid, '{\"a\": [1, null]}'::jsonb, '10.0.0.1/8'::inet, ARRAY[1, NULL, 3], int4range(1, 5), NULL::text"
-    ") AS r) AS x"
-)
-"""The same constants on both sides; where the answers differ, native hashes can't be compared."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column that is compared: its name, the expressions over `t` that are hashed for it, and its type on the replica, without modifier."""
-
-    name: str
-    hashed: tuple[str, ...]
-    type: str = "text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +49,7 @@ class Part:
 class Reading:
     """One side of one table. `condition` is the publication's row filter on the source, and empty on the replica.
 
-    `native` hashes by hash_record_extended, else by md5 of canonical text. `unique` says that no two rows share a key.
+    `native` hashes by PostgreSQL's functions for each type, else by md5 of canonical text. `unique` says that no two rows share a key.
     """
 
     relation: str
@@ -192,13 +173,3 @@ class Reading:
         if self.condition:
             conditions.append(f"({self.condition})")
         return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), arguments
-
-
-def row_hash(columns: Sequence[Column], seed: int, *, native: bool) -> str:
-    """SQL of a 64-bit hash over the columns."""
-    expressions = [expression for column in columns for expression in column.hashed]
-    if native:
-        return f"hash_record_extended(ROW({', '.join(expressions)}), {seed})"
-    # Inside a record's text NULL is nothing and the empty string is "", and separators are quoted.
-    text = f"ROW({', '.join(f'({expression})::text' for expression in expressions)})::text"
-    return f"('x' || left(md5('{seed}' || {text}), 16))::bit(64)::bigint"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tocsin_check.coverage import ColumnFacts, Facts, TableFacts
+from tocsin_check.hashing import BYTES_SINCE, SEEDS, Column, as_text, hashed, row_hash
 from tocsin_check.names import TableName, quoted
-from tocsin_check.reading import SEEDS, Column, KeyPart, Reading, row_hash
+from tocsin_check.reading import KeyPart, Reading
 
 _INTEGERS: Final = frozenset({"smallint", "integer", "bigint"})
 _IDENTICAL: Final = _INTEGERS | {
@@ -62,7 +63,8 @@ def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], 
     if absent := [name for name in names if name not in replica.columns]:
         return Unauditable(table, f"the replica's table lacks the column {', '.join(absent)}; ALTER TABLE {table.sql} ADD COLUMN … there")
     pairs = [(source.columns[name], replica.columns[name]) for name in names]
-    columns = tuple(_column(ours, theirs, hashable, native=native and not (exact and ours.base not in _IDENTICAL)) for ours, theirs in pairs)
+    by_bytes = min(facts.versions) >= BYTES_SINCE
+    columns = tuple(_column(*pair, hashable, native=native and not (exact and pair[0].base not in _IDENTICAL), by_bytes=by_bytes) for pair in pairs)
     key = source.key if source.key and set(source.key) <= set(names) else ()
     condition = facts.row_filter(table)
     if key:
@@ -121,26 +123,11 @@ def _relation(table: TableName, facts: TableFacts) -> str:
     return table.sql if facts.kind == "p" else f"ONLY {table.sql}"
 
 
-def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bool], *, native: bool) -> Column:
-    name = f"t.{quoted(source.name)}"
+def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bool], *, native: bool, by_bytes: bool) -> Column:
+    expression = f"t.{quoted(source.name)}"
     plain = native and source.native and replica.native and source.type == replica.type and hashable.get(source.base, False)
-    hashed = _hashed(name, source) if plain else ()
-    return Column(source.name, hashed or (f"{name}::text{_BYTEWISE}",), replica.type)
-
-
-def _hashed(name: str, column: ColumnFacts) -> tuple[str, ...]:
-    """What tells a value from every other that SQL does not call equal, by hashes; none where only its text does."""
-    if column.base in _SOUND:
-        return (f"{name}{_BYTEWISE}" if column.collatable else name,)
-    if column.base == "bigint":
-        return (name, f"({name} >> 32)::integer")
-    if column.base == "numeric":
-        return (name, f"CASE WHEN {name} < 0 THEN 1 WHEN {name} = 'NaN' THEN 2 END")
-    if column.base == "interval":
-        return (f"justify_interval({name})::text{_BYTEWISE}",)
-    if column.base in _SENT:
-        return (f"{_SENT[column.base]}({name})",)
-    return ()
+    column = hashed(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression, replica.type, source.base, by_bytes=by_bytes)
+    return column if plain and column is not None else as_text(source.name, f"{expression}::text{_BYTEWISE}", replica.type)
 
 
 def _key_parts(source: ColumnFacts, replica: ColumnFacts) -> tuple[KeyPart, KeyPart]:

@@ -187,6 +187,8 @@ EXACT = {
     "jsonb": ("'[1.0]'", "'[1.00]'"),
     "numeric[]": ("'{1.0}'", "'{1.00}'"),
 }
+BY_TEXT = ("jsonb", "numeric[]")
+"""Compared as written in any case."""
 
 
 async def test_exact_tells_apart_what_sql_calls_equal(
@@ -202,7 +204,9 @@ async def test_exact_tells_apart_what_sql_calls_equal(
     assert (await tocsin("drift", "--exact", **urls))[0] == 0
     for i, (kind, (_, theirs)) in enumerate(EXACT.items()):
         await replica.execute(f"UPDATE t SET c{i} = ({theirs})::{kind} WHERE id = {i}")
-    assert (await tocsin("drift", **urls))[0] == 0
+    code, out, _ = await tocsin("drift", "--json", **urls)
+    assert code == 1
+    assert {row["columns"][0] for row in json.loads(out)["tables"][0]["sample"]} == {f"c{list(EXACT).index(kind)}" for kind in BY_TEXT}
     code, out, _ = await tocsin("drift", "--exact", "--json", **urls)
     report = json.loads(out)["tables"][0]
     assert (code, report["different"]) == (1, len(EXACT))

@@ -49,7 +49,7 @@ def test_a_healthy_pair_has_no_finding_and_can_be_compared() -> None:
     assert findings(HEALTHY) == []
     compared = compare_table(T, HEALTHY, HASHABLE, native=True)
     assert isinstance(compared, Comparable)
-    assert [c.hashed for c in compared.source.columns] == [('t."id"',), ('t."v" COLLATE pg_catalog."C"',)]
+    assert [c.expression for c in compared.source.columns] == ['t."id"', 't."v" COLLATE pg_catalog."C"']
     assert compared.source.key[0].expression == 't."id"'
 
 
@@ -157,11 +157,7 @@ def test_what_can_not_be_hashed_alike_is_compared_as_text() -> None:
     facts = changed(source={T: odd}, replica={T: odd}, published=(Published("tocsin", T, None, None),))
     compared = compare_table(T, facts, HASHABLE, native=True)
     assert isinstance(compared, Comparable)
-    assert [c.hashed for c in compared.source.columns] == [
-        ('t."id"',),
-        ('t."j"::text COLLATE pg_catalog."C"',),
-        ('t."mood"::text COLLATE pg_catalog."C"',),
-    ]
+    assert [c.expression for c in compared.source.columns] == ['t."id"', 't."j"::text COLLATE pg_catalog."C"', 't."mood"::text COLLATE pg_catalog."C"']
     assert "md5(" in dataclasses.replace(compared.source, native=False).digest_sql(None, None, 7)[0]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tocsin_check.hashing import Column
 from tocsin_check.names import literal, quoted, slot_name
-from tocsin_check.reading import Column, KeyPart, Reading
+from tocsin_check.reading import KeyPart, Reading
 
 COMPOSITE = Reading(
     'ONLY "s"."t"',
     (KeyPart("a", 't."a"', "integer", kind="int"), KeyPart("b", 't."b"', "uuid")),
-    (Column("a", ('t."a"',)), Column("b", ('t."b"',))),
+    (Column("a", 't."a"'), Column("b", 't."b"')),
     "a > 0 OR b IS NULL",
 )
 
