@@ -10,8 +10,11 @@ without a repeat. Keep `event.position` with what you computed from it, and hand
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from math import inf
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
@@ -20,6 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from tocsin.position import Position
+from tocsin.presence import Joined, Left, Member, Members, Presence
 from tocsin.publisher import Publisher
 from tocsin.retry import Pauses
 from tocsin.subscription import (
@@ -38,7 +42,24 @@ from tocsin.subscription import (
     socket_url,
 )
 
-__all__ = ["Delivery", "Gap", "GapError", "Item", "Live", "Publisher", "Row", "SnapshotEnd", "SnapshotStart", "SubscribeError", "subscribe"]
+__all__ = [
+    "Delivery",
+    "Gap",
+    "GapError",
+    "Item",
+    "Joined",
+    "Left",
+    "Live",
+    "Member",
+    "Members",
+    "Presence",
+    "Publisher",
+    "Row",
+    "SnapshotEnd",
+    "SnapshotStart",
+    "SubscribeError",
+    "subscribe",
+]
 
 QUIET: Final = 10.0
 """Seconds without a frame after which the link is asked whether it lives."""
@@ -49,13 +70,32 @@ PATIENCE: Final = 5.0
 LASTED: Final = 5.0
 """A connection that lived so many seconds was a success: the next outage begins with short pauses again."""
 
+SOONEST_RENEWAL: Final = 0.5
+"""Seconds between two tokens at least, however short they live and whatever the clocks say."""
+
 LARGEST: Final = 64 << 20
 
 State = Literal["connecting", "live", "retrying"]
 Token = str | Callable[[], str | Awaitable[str]]
 OnState = Callable[[State, BaseException | None], None]
 Where = Mapping[str, Mapping[str, Any]]
-T = TypeVar("T", bound=Item | Gap)
+T = TypeVar("T", bound=Item | Gap | Presence)
+
+
+@overload
+def subscribe(
+    url: str,
+    subject: str,
+    *,
+    presence: Literal[True],
+    since: str | Position = ...,
+    token: Token | None = ...,
+    where: Where | None = ...,
+    select: Sequence[str] | None = ...,
+    tolerate_gaps: bool = ...,
+    on_state: OnState | None = ...,
+    **options: Any,
+) -> Live[Item | Gap | Presence]: ...
 
 
 @overload
@@ -112,26 +152,30 @@ def subscribe(
     where: Where | None = None,
     select: Sequence[str] | None = None,
     tolerate_gaps: bool = False,
+    presence: bool = False,
     on_state: OnState | None = None,
     **options: Any,
 ) -> Live[Any]:
     """Subscribe to a subject, `*` and a last `>` being wildcards; to be used with `async for`, or `async with … as events`.
 
     `url` is the gateway's (http, https, ws or wss). `since` is now, start, an age such as 5m, or a position; the event at a
-    position is not sent again. `token` is a JWT, or a function (or coroutine function) that gives a fresh one for each
-    connection. `where` has conditions on columns, such as {"customer": {"eq": 42}, "total": {"gte": Decimal("0.1")}}; a delivery's
-    `effect` says then what it does to the rows that hold. `select` names the columns that are sent. `on_state` is told of
-    connecting, live and retrying, with the error that is the reason of the last.
+    position is not sent again. `token` is a JWT, or a function (or coroutine function) that gives a fresh one: it is called for each
+    connection, and again before the token ends, on the living connection. `where` has conditions on columns, such as
+    {"customer": {"eq": 42}, "total": {"gte": Decimal("0.1")}}; a delivery's `effect` says then what it does to the rows that hold.
+    `select` names the columns that are sent. `on_state` is told of connecting, live and retrying, with the error that is the reason of the last.
     `options` go to websockets' `connect`, such as ssl or additional_headers.
 
     With `since="snapshot"` come, before the deliveries, SnapshotStart, a Row for each of the table's present rows, and SnapshotEnd; a link
     that is lost in between, and later a gap, begin again with a SnapshotStart, at which what was there is to be forgotten.
 
+    With `presence=True` we are announced to everybody who asks the same of the same subject, and come, between the other items, Members (all who
+    are there, at each connection), Joined and Left.
+
     Yields Delivery in stream order. Raises SubscribeError where the gateway refuses, and GapError where it can't serve
     everything since the asked or the last position; with `tolerate_gaps` a Gap is yielded instead. An unreachable gateway is
     no error: it is tried again, with jittered pauses of up to 5 s. ValueError: the URL is not one.
     """
-    subscription = Subscription(subject, str(since), where=where, select=select, tolerate_gaps=tolerate_gaps)
+    subscription = Subscription(subject, str(since), where=where, select=select, tolerate_gaps=tolerate_gaps, presence=presence)
     return Live(subscription, _Link(socket_url(url), subscription, token, on_state, options))
 
 
@@ -179,6 +223,8 @@ class _Link:
         self._on_state = on_state
         self._options = {"compression": None, "proxy": None, "ping_interval": None, "close_timeout": 1, "max_size": LARGEST, **options}
         self._pauses = Pauses()
+        self._renew_at = inf
+        """When to ask for a fresh token, in seconds of the loop's clock."""
 
     async def deliveries(self) -> AsyncGenerator[Any, None]:
         loop = asyncio.get_running_loop()
@@ -189,7 +235,9 @@ class _Link:
                 async with connect(self._url, **self._options) as socket:
                     await self._ask(socket)
                     while True:
-                        frame = decode_frame(await _receive(socket))
+                        frame = decode_frame(await self._receive(socket))
+                        if frame.op == "authenticated":
+                            self._renew_before(frame.expires)
                         item = self._subscription.take(frame)
                         if frame.op == "subscribed" and live_since is None:
                             live_since = loop.time()
@@ -204,11 +252,36 @@ class _Link:
             await asyncio.sleep(self._pauses.next())
 
     async def _ask(self, socket: ClientConnection) -> None:
+        self._renew_at = inf
         if self._token is not None:
-            token = self._token() if callable(self._token) else self._token
-            text = await token if inspect.isawaitable(token) else token
-            await socket.send(msgspec.json.encode({"op": "auth", "token": text}).decode())
+            await self._authenticate(socket, self._token)
         await socket.send(self._subscription.request())
+
+    async def _authenticate(self, socket: ClientConnection, given: Token) -> None:
+        token = given() if callable(given) else given
+        text = await token if inspect.isawaitable(token) else token
+        await socket.send(msgspec.json.encode({"op": "auth", "token": text}).decode())
+
+    def _renew_before(self, expires: str | None) -> None:
+        """A function gives a fresh token for the living connection, while a fifth of the present one's time is left."""
+        if expires is not None and callable(self._token):
+            left = (datetime.fromisoformat(expires) - datetime.now(UTC)).total_seconds()
+            self._renew_at = asyncio.get_running_loop().time() + max(SOONEST_RENEWAL, left * 0.8)
+
+    async def _receive(self, socket: ClientConnection) -> str | bytes:
+        """The next frame. Raises TimeoutError where the link is silent, and does not answer when asked."""
+        loop = asyncio.get_running_loop()
+        silent_at = loop.time() + QUIET
+        while loop.time() < silent_at:
+            if self._token is not None and loop.time() >= self._renew_at:
+                self._renew_at = inf
+                await self._authenticate(socket, self._token)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(silent_at, self._renew_at)):
+                    return await socket.recv()
+        await socket.send('{"op":"ping"}')
+        async with asyncio.timeout(PATIENCE):
+            return await socket.recv()
 
     def _raise_permanent(self, error: BaseException) -> None:
         if isinstance(error, InvalidStatus) and 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 425, 429):
@@ -224,14 +297,3 @@ class _Link:
     def _tell(self, state: State, error: BaseException | None = None) -> None:
         if self._on_state is not None:
             self._on_state(state, error)
-
-
-async def _receive(socket: ClientConnection) -> str | bytes:
-    """The next frame. Raises TimeoutError where the link is silent, and does not answer when asked."""
-    try:
-        async with asyncio.timeout(QUIET):
-            return await socket.recv()
-    except TimeoutError:
-        await socket.send('{"op":"ping"}')
-    async with asyncio.timeout(PATIENCE):
-        return await socket.recv()

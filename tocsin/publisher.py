@@ -61,6 +61,8 @@ class Publisher:
         await self._leave()
 
     async def _published(self, text: str) -> str:
+        if self._socket is not None and self._socket.close_code is not None:
+            await self._leave()  # ended by the gateway meanwhile, such as with its token: nothing was sent on it
         if self._socket is None:
             self._socket = await connect(self._url, compression=None, proxy=None, close_timeout=1)
             if self._token is not None:

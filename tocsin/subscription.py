@@ -11,6 +11,7 @@ import msgspec
 
 from tocsin.errors import TocsinError
 from tocsin.event import Event
+from tocsin.presence import Member, Presence, presence
 from tocsin.subject import Pattern, SubjectError
 
 ID: Final = "a"
@@ -108,7 +109,7 @@ class SnapshotEnd:
 
 
 Item = Delivery | SnapshotStart | Row | SnapshotEnd
-"""What a subscription brings; the last three only with `since="snapshot"`."""
+"""What a subscription brings; the last three only with `since="snapshot"`. With `presence=True` come Members, Joined and Left too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,10 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     effects: dict[str, str | None] = msgspec.field(name="for", default_factory=dict)
     key: Any = None
     row: dict[str, Any] | None = None
+    client: str | None = None
+    user: str | None = None
+    members: tuple[Member, ...] = ()
+    expires: str | None = None
     code: str = ""
     message: str = ""
 
@@ -181,6 +186,7 @@ class Subscription:
         where: Mapping[str, Mapping[str, Any]] | None = None,
         select: Sequence[str] | None = None,
         tolerate_gaps: bool = False,
+        presence: bool = False,
     ) -> None:
         """Raises SubscribeError for a subject that can't be one."""
         try:
@@ -191,7 +197,8 @@ class Subscription:
         self.position: str | None = None
         self.hint: str | None = None
         self._since = since
-        self._chosen = {**({"where": where} if where is not None else {}), **({"select": list(select)} if select is not None else {})}
+        asked = {"where": where, "select": None if select is None else list(select), "presence": presence or None}
+        self._chosen = {name: value for name, value in asked.items() if value is not None}
         self._tolerate_gaps = tolerate_gaps
         self._last_id: str | None = None
 
@@ -200,7 +207,7 @@ class Subscription:
         asked = {"op": "subscribe", "id": ID, "subject": self.subject, "since": self.position or self._since, **self._chosen}
         return _encoder.encode(asked).decode()
 
-    def take(self, frame: Frame) -> Item | Gap | None:
+    def take(self, frame: Frame) -> Item | Gap | Presence | None:
         """What the frame brings to the caller, if anything.
 
         Raises GapError, SubscribeError, and Unready for what passes.
@@ -215,6 +222,8 @@ class Subscription:
             case "snapshot-end" if frame.position is not None:
                 self.position = frame.position
                 return SnapshotEnd(frame.position)
+            case "presence" | "joined" | "left":
+                return presence(frame.op, frame.client, frame.user, frame.members)
             case "position" if frame.position is not None:
                 self.position = frame.position
             case "error" if frame.code == "unavailable":

@@ -102,6 +102,8 @@ class Lounge:
                 problem = ProtocolError("forbidden", f"presence at {seat.pattern.text!r} is not allowed any more", seat.id)
             if problem is not None:
                 self.stand_up(seat.id)
+                if seat.presence and seat.member is not None:
+                    self._outbox.send(msgspec.json.encode({"op": "presence", "id": seat.id, "client": None, "members": []}))
                 if seat.messages:
                     self._tell(problem)
                     self._outbox.send(protocol.unsubscribed(seat.id))

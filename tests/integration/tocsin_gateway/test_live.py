@@ -160,6 +160,7 @@ async def test_a_new_token_without_presence_ends_it_and_leaves_the_subscription(
         await alice.send(op="auth", token=text)
         assert (await bob.until("left"))[0]["user"] == "alice"
         await alice.until("authenticated")
+        assert (await alice.until("presence"))[0] == {"op": "presence", "id": "a", "client": None, "members": []}, "who is not told any more is told that"
         await stream.publish(stream.subject())
         while (frame := await alice.next())["op"] != "event":
             assert frame["op"] not in ("joined", "left", "unsubscribed")
