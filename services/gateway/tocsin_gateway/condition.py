@@ -43,13 +43,14 @@ class Where:
     `asks` is (column, keys) where a value there must have one of these `value_keys` for the row to hold; None where there is no such column.
     """
 
-    __slots__ = ("_hash", "_identity", "_tests", "asks", "columns")
+    __slots__ = ("_hash", "_identity", "_tests", "asks", "columns", "conditions")
 
     def __init__(self, conditions: Mapping[str, Mapping[str, Any]]) -> None:
         """Raises ConditionError."""
-        self._tests = tuple((column, _test(column, operator, operand)) for column, tests in conditions.items() for operator, operand in tests.items())
+        self.conditions: Final = tuple((column, operator, operand) for column, tests in conditions.items() for operator, operand in tests.items())
+        self._tests = tuple((column, _test(column, operator, operand)) for column, operator, operand in self.conditions)
         self.columns: Final = frozenset(conditions)
-        self._identity = frozenset((column, operator, _identity(operand)) for column, tests in conditions.items() for operator, operand in tests.items())
+        self._identity = frozenset((column, operator, _identity(operand)) for column, operator, operand in self.conditions)
         self._hash = hash(self._identity)
         self.asks: Final = _asks(conditions)
 

@@ -82,7 +82,7 @@ class Recovery:
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS), self._turn(id_), self._snapshots.connection(id_) as connection:
                 before = Position(state.epoch or "", state.last_sequence)
-                async with self._snapshots.rows(connection, subscription.table, id_) as table:
+                async with self._snapshots.rows(connection, subscription.table, id_, subscription.selection) as table:
                     subscription.after = before.sequence
                     subscription.enter(State.REPLAYING)
                     self._session.tell.subscribed(subscription, before, None)

@@ -85,6 +85,11 @@ class Selection:
             return rule.asks if len(rule.columns) == 1 else None
         return self._where.asks if self._where is not None and (table is not None or self._visibility == _EVERYTHING) else None
 
+    def conditions(self, table: tuple[str, str]) -> tuple[Where, ...]:
+        """What must hold for a row of the table to be shown."""
+        where = None if self._asks_hidden(self._visibility.hidden(table)) else self._where
+        return tuple(each for each in (self._visibility.rule(table), where) if each is not None)
+
     def judge(self, event: StreamEvent) -> Judgement:
         found = event.judged.get(self, _UNKNOWN) if event.judged is not None else _UNKNOWN
         if isinstance(found, _Unknown):

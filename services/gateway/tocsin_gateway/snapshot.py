@@ -11,9 +11,10 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
+import msgspec
 import structlog
 
 from tocsin import postgres, retry
@@ -23,6 +24,7 @@ from tocsin.subject import Pattern, SubjectError, decode_token, encode_token
 from tocsin_gateway.change import as_json, fields_of
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.pushdown import pushed
 from tocsin_gateway.selection import ROUTE_AT, Selection, Unseen
 
 log = structlog.get_logger("tocsin.gateway")
@@ -34,6 +36,7 @@ FIRST_PAGE: Final = 20
 PAGE: Final = 1000
 PAGE_BYTES: Final = 512 << 10
 _SQL: Final = load_queries("tocsin_gateway", "snapshot.sql")
+_columns: Final = msgspec.json.Decoder(dict[str, tuple[str, str]])
 _TXID: Final = re.compile(rb'"txid": ?"([0-9]+)"')
 _PINNED: Final = """
 SET LOCAL search_path = pg_catalog; SET LOCAL row_security = off; SET LOCAL statement_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = '60s';
@@ -85,14 +88,15 @@ class Row:
 class TableRows:
     """One table at one moment, in an open transaction."""
 
-    def __init__(self, connection: asyncpg.Connection, moment: Moment, table: Table, query: str) -> None:
+    def __init__(self, connection: asyncpg.Connection, moment: Moment, table: Table, query: str, values: list[Any]) -> None:
         self._connection = connection
         self._table = table
         self._query = query
+        self._values = values
         self.moment = moment
 
     async def pages(self) -> AsyncIterator[list[Row]]:
-        cursor = await self._connection.cursor(self._query)
+        cursor = await self._connection.cursor(self._query, *self._values)
         size = FIRST_PAGE
         while found := await cursor.fetch(size):
             rows = [Row(r["key"].encode(), None if r["row"] is None else r["row"].encode()) for r in found if self._table.has(r["route"])]
@@ -145,8 +149,14 @@ class Snapshots:
             self._turns.release()
 
     @contextlib.asynccontextmanager
-    async def rows(self, connection: asyncpg.Connection, table: Table, id: str) -> AsyncIterator[TableRows]:  # noqa: A002  # the field's name
-        """The table at the moment of the call. Raises ProtocolError."""
+    async def rows(
+        self,
+        connection: asyncpg.Connection,
+        table: Table,
+        id: str,  # noqa: A002  # the field's name
+        selection: Selection | None = None,
+    ) -> AsyncIterator[TableRows]:
+        """The table at the moment of the call, at least the rows that `selection` shows. Raises ProtocolError."""
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(_PINNED)
             moment, watch = await connection.fetchrow(_SQL["moment"]), await connection.fetchrow(_SQL["table"], table.schema, table.name)
@@ -158,7 +168,9 @@ class Snapshots:
             if not _fits(table.pattern, watch["route_length"]):
                 message = f"a subject of {table.schema}.{table.name} ends in its operation and {watch['route_length']} tokens of its route; write .> at the end"
                 raise ProtocolError("bad-since", message, id)
-            yield TableRows(connection, Moment(moment["moment"]), table, _query(watch, moment["max_event"]))
+            wheres = () if selection is None else selection.conditions(table.tokens)
+            conditions, values = pushed(wheres, _columns.decode(watch["columns"] or "{}"), unicode=connection.get_settings().server_encoding == "UTF8")
+            yield TableRows(connection, Moment(moment["moment"]), table, _query(watch, moment["max_event"], conditions), values)
 
     async def until_published(self, connection: asyncpg.Connection, moment: Moment, id: str) -> None:  # noqa: A002  # the field's name
         """Returns once the stream has every event that the moment sees. Raises ProtocolError unavailable."""
@@ -177,13 +189,14 @@ def _fits(pattern: Pattern, route_length: int) -> bool:
     return len(pattern.tokens) <= whole if pattern.tokens[-1] == ">" else len(pattern.tokens) == whole
 
 
-def _query(watch: asyncpg.Record, largest: int) -> str:
+def _query(watch: asyncpg.Record, largest: int, conditions: list[str]) -> str:
+    conditions = [*([watch["condition"]] if watch["condition"] else []), *conditions]
     row = watch["row"] if watch["oversized"] is None else f"CASE WHEN {watch['oversized']} THEN NULL ELSE {watch['row']} END"
     route = watch["route"] or "''"
     return (
         f"SELECT route, key, CASE WHEN octet_length(row) <= {largest} THEN row END AS row"  # the listener's own, quoted by it
         f" FROM (SELECT {route} AS route, {watch['key']} AS key, {row} AS row FROM {watch['place']} AS t"
-        f"{' WHERE ' + watch['condition'] if watch['condition'] else ''} OFFSET 0) AS x"
+        f"{' WHERE ' + ' AND '.join(f'({each})' for each in conditions) if conditions else ''} OFFSET 0) AS x"
     )
 
 

@@ -1,10 +1,13 @@
 -- What a snapshot reads of the source; the listener's own functions write the JSON, so that a row is what an event of it would be.
 
 -- name: table
--- $1 schema, $2 table. As the watch says it: the row t as JSON, its key, its route, the condition on it, whether its values alone are more than an event may be.
+-- $1 schema, $2 table. As the watch says it: the row t as JSON, its key, its route, the condition on it, whether its values alone are more than an event may be; by
+-- column its type and its value, of those that an event has.
 SELECT format('%I.%I', n.nspname, c.relname) AS place, tocsin.row_source(w, 't', 't.*') AS "row", tocsin.key_source(w, 't', true) AS key,
        tocsin.route_source(w, 't') AS route, cardinality(w.route) AS route_length, CASE WHEN w.condition IS NOT NULL THEN tocsin.condition_source(w, 't') END AS condition,
-       tocsin.oversized_source(w, ARRAY['t']) AS oversized
+       tocsin.oversized_source(w, ARRAY['t']) AS oversized,
+       (SELECT json_object_agg(s.name, json_build_array(s.type, tocsin.value_source(s, 't', w.relation))) FROM tocsin.shape(w.relation) AS s
+        WHERE s.expression IS NULL AND (w.columns IS NULL OR s.name = ANY (w.columns))) AS columns
 FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2
 
