@@ -153,6 +153,19 @@ class Settings(BaseSettings):
         return self.stream or f"TOCSIN_{encode_token(self.source_name).replace('%', '_').upper()}"
 
     @property
+    def gateway_url(self) -> str:
+        """The gateway as a program on this machine reaches it; with HTTPS its certificate has another name, as a rule."""
+        return f"{'https' if self.gateway_tls_cert else 'http'}://{local_address(self.gateway_host, self.gateway_port)}"
+
+    @property
+    def listener_url(self) -> str:
+        return f"http://{local_address(self.listener_host, self.listener_port)}"
+
+    @property
+    def check_url(self) -> str:
+        return f"http://{local_address(self.check_host, self.check_port)}"
+
+    @property
     def nats_servers(self) -> list[str]:
         return [url.strip() for url in self.nats_url.split(",") if url.strip()]
 
@@ -165,6 +178,12 @@ class Settings(BaseSettings):
 
     def require_replica_url(self) -> str:
         return _required(self.replica_url, "TOCSIN_REPLICA_URL", "the logical replica")
+
+
+def local_address(host: str, port: int) -> str:
+    """host:port as a client on this machine writes it; a server that listens everywhere is on loopback too."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 def _required(value: str | None, name: str, what: str) -> str:

@@ -77,7 +77,7 @@ def command(  # noqa: PLR0917  # each is a flag
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     show = _shower(out, as_json=as_json, execute=execute)
     asked = {"since": since, "where": conditions(where) if where else None, "select": select.split(",") if select else None, "token": token}
-    following = _follow(url or _gateway_url(), subject, asked, count, show, err.print)
+    following = _follow(url or load_settings().gateway_url, subject, asked, count, show, err.print)
     try:
         code = asyncio.run(following)
     except KeyboardInterrupt:
@@ -105,12 +105,6 @@ def _shower(out: Console, *, as_json: bool, execute: str | None) -> Show:
             _json_line(item)
 
     return handle
-
-
-def _gateway_url() -> str:
-    settings = load_settings()
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104  # an address to replace
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway_port}"
 
 
 async def _follow(url: str, subject: str, asked: dict[str, Any], count: int | None, show: Show, say: Callable[[Any], None]) -> int:

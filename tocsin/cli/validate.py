@@ -54,8 +54,8 @@ def command(  # noqa: PLR0917  # options are named
     trial = Trial(schema)
     wanted = Wanted(
         settings=settings,
-        gateway_url=url or _address(settings.gateway_host, settings.gateway_port),
-        check_url=check_url or _address(settings.check_host, settings.check_port),
+        gateway_url=url or settings.gateway_url,
+        check_url=check_url or settings.check_url,
         token=token or _token(settings, trial),
         schema=schema,
         patience=patience,
@@ -106,11 +106,6 @@ def _found(settings: Settings, nats_url: str | None) -> Settings:
         fix = "export TOCSIN_DATABASE_URL=postgresql://user@host:5432/name, or: tocsin up"
         raise OperatorError("TOCSIN_DATABASE_URL is not set, and no `tocsin up` runs here", fix, exit_code=1)
     return settings.model_copy(update=up)
-
-
-def _address(host: str, port: int) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}"
 
 
 def _token(settings: Settings, trial: Trial) -> str | None:

@@ -141,6 +141,4 @@ def _kind(pattern: Pattern, root: str, settings: Settings) -> Finding | None:
 
 
 def _socket_url(settings: Settings, url: str | None) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104  # an address to replace
-    base = url or f"http://{f'[{host}]' if ':' in host else host}:{settings.gateway_port}"
-    return base.rstrip("/").replace("http", "ws", 1) + "/ws"
+    return (url or settings.gateway_url).rstrip("/").replace("http", "ws", 1) + "/ws"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tocsin.settings import Settings
+from tocsin.settings import Settings, local_address
 from tocsin.stack.nats_server import NatsServer
 from tocsin.stack.ports import Listening
 from tocsin.stack.postgres_server import PostgresServer
@@ -90,9 +90,9 @@ def make_plan(settings: Settings, folder: Path) -> Plan:
         source_name=complete.source_name,
         prefix=settings.subject_prefix,
         stream=complete.stream_name,
-        gateway_address=_address(settings.gateway_host, ports["gateway_port"]),
-        listener_address=_address(settings.listener_host, ports["listener_port"]),
-        check_address=_address(settings.check_host, ports["check_port"]),
+        gateway_address=local_address(settings.gateway_host, ports["gateway_port"]),
+        listener_address=local_address(settings.listener_host, ports["listener_port"]),
+        check_address=local_address(settings.check_host, ports["check_port"]),
         needs_token=settings.jwt_secret is not None or settings.jwks_url is not None,
         listening=tuple(_listening(settings, ports, source, replica, nats)),
     )
@@ -100,12 +100,6 @@ def make_plan(settings: Settings, folder: Path) -> Plan:
 
 def _postgres(data: Path, port: int, name: str, configuration: dict[str, str]) -> PostgresServer:
     return PostgresServer(data, port or free_port(), configuration=configuration, setting=f"TOCSIN_EMBEDDED_{name}_PORT")
-
-
-def _address(host: str, port: int) -> str:
-    """host:port as a client on this machine writes it; a server that listens everywhere is on loopback too."""
-    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 def _listening(

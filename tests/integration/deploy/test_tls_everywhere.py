@@ -74,4 +74,10 @@ async def test_every_link_is_encrypted_and_verified() -> None:
                 )
                 assert any(row["application_name"].startswith("tocsin") for row in links)
                 assert all(row["ssl"] for row in links), links
+                for verb in (("validate", "--no-replica"), ("doctor",)):
+                    said = await running.tocsin(*verb, expect=1)
+                    assert ("SSL_CERT_FILE=" in said) == (verb[0] == "validate"), said
+                    assert "the gateway is ready (https://" in said or verb[0] != "doctor", said
+                running.environment["SSL_CERT_FILE"] = str(authority.ca)
+                assert "valid: " in await running.tocsin("validate", "--no-replica", "--patience", "10")
                 await source.close()

@@ -19,18 +19,17 @@ SERVICES: Final = {"listener": "listener", "gateway": "gateway", "checker": "che
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     for name, verb in SERVICES.items():
-        host, port = getattr(settings, f"{verb}_host"), getattr(settings, f"{verb}_port")
-        address = f"{'127.0.0.1' if host in ('', '0.0.0.0') else host}:{port}"  # noqa: S104  # compared, not bound
+        address: str = getattr(settings, f"{verb}_url")
         code, body = await asyncio.to_thread(readiness, address)
         if code == 200:
-            yield good(PART, f"the {name} is ready (http://{address})")
+            yield good(PART, f"the {name} is ready ({address})")
             if lost := dropped(body):
                 fix = "carry fewer channels (TOCSIN_CHANNELS), or let the application call tocsin.emit, which loses nothing"
                 yield bad(PART, f"the {name} had to drop {lost} carried NOTIFYs: they came faster than the journal takes them", fix)
         elif code == 0:
-            yield bad(PART, f"the {name} does not answer at http://{address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
+            yield bad(PART, f"the {name} does not answer at {address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
         else:
-            yield bad(PART, f"the {name} is not ready: {body}", f"its log says why; http://{address}/metrics has the figures")
+            yield bad(PART, f"the {name} is not ready: {body}", f"its log says why; {address}/metrics has the figures")
 
 
 def dropped(body: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -79,7 +80,12 @@ async def socket_ear(url: str, subjects: list[str], token: str | None, patience:
         async with asyncio.timeout(patience):
             socket = await connect(address, proxy=None, compression=None, max_size=_LARGEST, close_timeout=1)
     except InvalidHandshake as error:
-        raise Broken(f"{address}: {error}; does the URL lead to a Tocsin gateway?", "say where the gateway is with --url", part=GATEWAY) from error
+        raise Broken(
+            f"{address}: {error}; does the URL lead to a Tocsin gateway?", "say where the gateway is with --url; does it want https?", part=GATEWAY
+        ) from error
+    except ssl.SSLError as error:
+        fix = "say the name that its certificate has, --url https://NAME; with a CA of your own: SSL_CERT_FILE=ca.pem tocsin validate …"
+        raise Broken(f"{address}: {error}", fix, part=GATEWAY) from error
     except OSError as error:
         raise Broken(f"nobody answers at {address}: {error}", "tocsin gateway   # or say where it is with --url", part=GATEWAY) from error
     reading: asyncio.Task[None] | None = None
