@@ -42,7 +42,9 @@ class EventOutbox:
         self.resumes_behind_rows = False
 
     def send(self, payload: bytes) -> None:
-        name, place = _OP.search(payload), _POSITION.search(payload)
+        # What stands in the event itself is its writer's: another client's, on `live` subjects. It must not become the id that a browser comes back with.
+        own = payload.find(b',"event":')
+        name, place = _OP.search(payload), _POSITION.search(payload, 0, own if own >= 0 else len(payload))
         if b"\n" in payload or b"\r" in payload:
             # White space between JSON's tokens, as a column of type json may hold it; here it would end the line.
             payload = payload.replace(b"\r", b" ").replace(b"\n", b" ")

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.support import servers
-from tests.support.gateway import RunningGateway, running_gateway
+from tests.support.gateway import RunningGateway, peer, running_gateway
 from tests.support.stream import EPOCH_TWO, Stream
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -124,6 +124,20 @@ async def test_white_space_in_a_json_column_does_not_break_the_lines(gateway: Ru
         await stream.client.jetstream().publish(stream.subject(), body, headers={"Tocsin-Epoch": stream.epoch, "Nats-Msg-Id": "m"})
         name, _, data = await source.next()
         assert (name, data["event"]["data"]) == ("event", {"note": "a\nb"})
+
+
+async def test_what_another_client_writes_never_becomes_the_id_that_one_comes_back_with(gateway: RunningGateway, stream: Stream) -> None:
+    """A browser would send it as Last-Event-ID, be refused, and never try again; or skip what a stream's position skips."""
+    room = f"pg.{stream.source}.live.room.7"
+    async with events(gateway, room) as source, peer(gateway) as writer:
+        assert (await source.next())[:2] == ("subscribed", None)
+        for data in ({"position": "gone"}, {"op": "error", "position": stream.position(9)}):
+            await writer.send(op="publish", subject=room, data=data)
+            name, at, frame = await source.next()
+            assert (name, at, frame["event"]["data"]) == ("event", None, data)
+    async with events(gateway, stream.subject(), "pg.>") as source:
+        await stream.publish(stream.subject(), new={"id": 1, "position": "gone", "event": {"position": "gone"}})
+        assert await source.events(1) == [(1, stream.position(1))]
 
 
 @pytest.mark.parametrize(
