@@ -29,3 +29,20 @@ def test_the_lines_are_numbered_and_each_names_a_test() -> None:
 def test_each_named_test_exists(path: str, name: str) -> None:
     assert (ROOT / path).is_file(), path
     assert not name or name in functions(ROOT / path), f"{path} has no {name}"
+
+
+def markers(path: Path, name: str) -> set[str]:
+    """Those of a test by which `make test` leaves it out."""
+    tree = ast.parse(path.read_text())
+    own = [node.decorator_list for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name]
+    whole = [[node.value] for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"]
+    return set(re.findall(r"slow|containers|browser", " ".join(ast.unparse(part) for parts in own + whole for part in parts)))
+
+
+def test_every_line_is_tried_with_each_run_but_those_that_need_a_postgres_with_tls() -> None:
+    left_out = {}
+    for line in re.findall(r"^\| \d+ \|.*$", PAGE, re.MULTILINE):
+        found = {mark for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", line) for mark in markers(ROOT / path, name)}
+        if found:
+            left_out[line.split("|")[1].strip()] = found
+    assert left_out == {"1": {"containers"}, "3": {"containers"}}
