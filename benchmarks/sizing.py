@@ -27,6 +27,7 @@ class Figures:
     gateway_reads: int  # events a second that one worker read for them
     client_kib: float  # memory of one connected, subscribed client
     worker_clients: int = 20_000  # that we put on one worker
+    worker_mb: int = 80  # memory of a worker without a client
     head: float = 0.6  # of a measured peak that is planned with
     journal_overhead: int = 250  # bytes of WAL beside the data: tuple, index, commit
     stream_overhead: int = 300  # bytes in the stream beside the data: envelope, headers, block
@@ -86,7 +87,7 @@ def size(need: Need, figures: Figures) -> Size:
         wal=need.events * (need.body + figures.journal_overhead),
         disk=need.events * message * 86_400 * need.days * need.replicas,
         workers=count,
-        memory=need.clients * figures.client_kib * 1024,
+        memory=need.clients * figures.client_kib * 1024 + count * figures.worker_mb * 1e6,
         client_wire=deliveries * (need.body + figures.wire_overhead),
         nats_wire=message * (need.events * need.replicas + read * count),
     )
