@@ -34,6 +34,10 @@ const PERMANENT_CLOSES = { 4400: "bad-message", 4401: "unauthenticated", 4403: "
  * The snapshot begins: forget what you had. Or it is whole, and every change after `position` follows.
  * @typedef {{kind: "snapshot-begin"} | {kind: "snapshot-end", position: string}} SnapshotMark
  *
+ * Who subscribes to the same with presence, ourselves too, and what brought the change; `client` is ourselves, and null once a new token does not allow presence.
+ * @typedef {{client: string, user: string | null}} Member
+ * @typedef {{kind: "presence", client: string | null, members: Member[], joined?: Member, left?: Member}} Presence
+ *
  * @typedef {"connecting" | "live" | "retrying" | "closed"} State
  * @typedef {{getItem(key: string): string | null, setItem(key: string, value: string): void}} Store
  * @typedef {Record<string, {eq?: any, ne?: any, lt?: any, lte?: any, gt?: any, gte?: any, in?: any[], like?: string, null?: boolean}>} Where
@@ -51,6 +55,8 @@ const PERMANENT_CLOSES = { 4400: "bad-message", 4401: "unauthenticated", 4403: "
  * @property {(delivery: Delivery) => void} [onEvent] in stream order; without it, iterate: for await (const item of subscription)
  * @property {(row: Row) => void} [onRow] of the snapshot
  * @property {(mark: SnapshotMark) => void} [onSnapshot]
+ * @property {boolean} [presence] be announced to whoever asks the same of the same subject, and be told of them; over a WebSocket alone
+ * @property {(presence: Presence) => void} [onPresence] all who are there, at each change; an iterator gets it as an item
  * @property {(state: State, error: Error | null) => void} [onState]
  * @property {(gap: {reason: string, position: string}) => void} [onGap] events before position are missing, and delivery goes on after it; without it
  *   a snapshot is read anew, and any other subscription ends with a GapError
@@ -85,6 +91,7 @@ export class GapError extends Error {
  * @param {Options} [options]
  */
 export function subscribe(subject, options = {}) {
+  if (options.presence && options.transport === "sse") throw new TypeError("presence needs a WebSocket: server-sent events have none");
   const subscription = new Subscription(subject, options);
   const { signal } = options;
   if (signal?.aborted) {
@@ -191,6 +198,7 @@ class Subscription {
   #taken = null; // the position of what the caller has had
   #reading = false; // a snapshot that is not whole yet
   #store = null;
+  #here = { client: null, members: [] };
 
   constructor(subject, options) {
     this.subject = subject;
@@ -244,8 +252,9 @@ class Subscription {
 
   /** What to ask the gateway. */
   get request() {
-    const { where, select, since = "now" } = this.#options;
-    return { subject: this.subject, since: this.#reading ? "snapshot" : (this.#received ?? since), ...(where && { where }), ...(select && { select }) };
+    const { where, select, presence, since = "now" } = this.#options;
+    const from = this.#reading ? "snapshot" : (this.#received ?? since);
+    return { subject: this.subject, since: from, ...(where && { where }), ...(select && { select }), ...(presence && { presence }) };
   }
 
   /** Whether an event frame without `for` can be its own. */
@@ -273,6 +282,19 @@ class Subscription {
 
   row(frame) {
     this.#give("onRow", { kind: "row", key: frame.key, row: frame.row });
+  }
+
+  /** Who is there: all of them, or one who came or went. */
+  present({ op, client, user = null, members }) {
+    if (op === "presence") {
+      this.#here = { client, members };
+      this.#give("onPresence", { kind: "presence", ...this.#here });
+      return;
+    }
+    const member = { client, user };
+    const others = this.#here.members.filter((other) => other.client !== client);
+    this.#here = { ...this.#here, members: op === "joined" ? [...others, member] : others };
+    this.#give("onPresence", { kind: "presence", ...this.#here, [op]: member });
   }
 
   whole(frame) {
@@ -505,6 +527,10 @@ class Link {
         return subscription?.row(frame);
       case "snapshot-end":
         return subscription?.whole(frame);
+      case "presence":
+      case "joined":
+      case "left":
+        return subscription?.present(frame);
       case "position":
         return subscription?.at(frame.position);
       case "authenticated":

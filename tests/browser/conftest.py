@@ -1,4 +1,4 @@
-"""One pipeline and one Chromium for the console and the browser's client."""
+"""One pipeline and one Chromium for all of these tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.async_api import Browser, async_playwright
 from tests.support.browser import ARGUMENTS, CHROMIUM, Opened
 from tests.support.pipeline import Pipeline, watched_table
 
-TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, status text NOT NULL, note text)"
+TABLE = "CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL DEFAULT 0, status text NOT NULL, note text)"
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -34,6 +34,14 @@ async def chromium() -> AsyncIterator[Browser]:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
         await browser.close()
+
+
+@pytest_asyncio.fixture
+async def browser(chromium: Browser) -> AsyncIterator[Browser]:
+    """Whatever a test leaves open is closed after it."""
+    yield chromium
+    for context in chromium.contexts:
+        await context.close()
 
 
 @pytest_asyncio.fixture

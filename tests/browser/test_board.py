@@ -10,9 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, expect
 
-from tests.support.browser import ARGUMENTS, CHROMIUM
 from tests.support.pipeline import Pipeline, pipeline
 from tocsin.stack.process import free_port
 
@@ -33,7 +32,7 @@ async def running() -> AsyncIterator[Pipeline]:
         await connection.close()
 
 
-async def test_the_board_has_the_rows_and_follows_them_over_a_killed_gateway(running: Pipeline) -> None:
+async def test_the_board_has_the_rows_and_follows_them_over_a_killed_gateway(running: Pipeline, browser: Browser) -> None:
     port = free_port()
     origin = f"http://127.0.0.1:{port}"
     await running.start("listener")
@@ -43,29 +42,26 @@ async def test_the_board_has_the_rows_and_follows_them_over_a_killed_gateway(run
         *(sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port), "--directory", str(BOARD)), stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        async with async_playwright() as playwright:
-            browser: Browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-            page = await browser.new_page()
-            for _ in range(100):
-                try:
-                    await page.goto(f"{origin}/?gateway={running.gateway_url}")
-                    break
-                except Exception:  # noqa: BLE001  # the server is not up yet
-                    await asyncio.sleep(0.05)
-            new, paid = page.locator("[data-status=new] li"), page.locator("[data-status=paid] li")
-            await expect(page.locator("#state")).to_have_text("live")
-            await expect(new).to_have_count(2)
-            await expect(new.filter(has_text="#2")).to_have_text("#2 · ring twice")
-            await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 2")
-            await expect(paid).to_have_count(2)
-            await running.kill("gateway")
-            await expect(page.locator("#state")).not_to_have_text("live")
-            await shop.execute("DELETE FROM orders WHERE id = 1")
-            await shop.execute("INSERT INTO orders VALUES (4, 'new', '<img src=x>')")
-            await running.start("gateway", TOCSIN_ALLOWED_ORIGINS=origin)
-            await expect(new).to_have_text(["#4 · <img src=x>"], timeout=15_000)
-            await expect(paid).to_have_count(2)
-            await browser.close()
+        page = await browser.new_page()
+        for _ in range(100):
+            try:
+                await page.goto(f"{origin}/?gateway={running.gateway_url}")
+                break
+            except Exception:  # noqa: BLE001  # the server is not up yet
+                await asyncio.sleep(0.05)
+        new, paid = page.locator("[data-status=new] li"), page.locator("[data-status=paid] li")
+        await expect(page.locator("#state")).to_have_text("live")
+        await expect(new).to_have_count(2)
+        await expect(new.filter(has_text="#2")).to_have_text("#2 · ring twice")
+        await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 2")
+        await expect(paid).to_have_count(2)
+        await running.kill("gateway")
+        await expect(page.locator("#state")).not_to_have_text("live")
+        await shop.execute("DELETE FROM orders WHERE id = 1")
+        await shop.execute("INSERT INTO orders VALUES (4, 'new', '<img src=x>')")
+        await running.start("gateway", TOCSIN_ALLOWED_ORIGINS=origin)
+        await expect(new).to_have_text(["#4 · <img src=x>"], timeout=15_000)
+        await expect(paid).to_have_count(2)
     finally:
         server.terminate()
         await server.wait()

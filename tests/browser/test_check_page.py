@@ -13,10 +13,9 @@ import asyncpg
 import jwt
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
 from tests.support import servers
-from tests.support.browser import ARGUMENTS, CHROMIUM
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check.__main__ import serve
@@ -24,14 +23,6 @@ from tocsin_check.replicate import replicate
 
 pytestmark = pytest.mark.browser
 SHOTS = os.environ.get("TOCSIN_TEST_SCREENSHOTS")
-
-
-@pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        await chromium.close()
 
 
 @pytest_asyncio.fixture

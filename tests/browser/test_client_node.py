@@ -15,14 +15,12 @@ import asyncpg
 import jwt
 import msgspec
 import pytest
-import pytest_asyncio
 
-from tests.support.pipeline import Pipeline, watched_table
+from tests.support.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/tocsin.js"
 SECRET = "a secret of at least thirty-two bytes"
-TABLE = "CREATE TABLE orders (id int PRIMARY KEY, status text NOT NULL)"
 ORDERS = "pg.shop.change.public.orders.*"
 
 # With the browser's tests, since like a browser Node is no dependency of Tocsin's.
@@ -53,10 +51,12 @@ class Follower:
 
 
 @contextlib.asynccontextmanager
-async def follow(folder: Path, url: str, subject: str = ORDERS, **options: Any) -> AsyncIterator[Follower]:
+async def follow(folder: Path, url: str, subject: str = ORDERS, *, socket: bool = False, **options: Any) -> AsyncIterator[Follower]:
     asked = msgspec.json.encode({"url": url, "subject": subject, **options}).decode()
     process = await asyncio.create_subprocess_exec(
-        *("node", str(ROOT / "tests/support/node_client.mjs"), str(folder / "client.mjs"), str(folder / "position"), asked), stdout=asyncio.subprocess.PIPE
+        *("node", *(["--experimental-websocket"] if socket else []), str(ROOT / "tests/support/node_client.mjs")),
+        *(str(folder / "client.mjs"), str(folder / "position"), asked),
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         yield Follower(process)
@@ -64,20 +64,6 @@ async def follow(folder: Path, url: str, subject: str = ORDERS, **options: Any) 
         if process.returncode is None:
             process.kill()
             await process.wait()
-
-
-@pytest_asyncio.fixture(scope="module")
-async def running() -> AsyncIterator[Pipeline]:
-    async with watched_table(TABLE, "orders") as started:
-        yield started
-
-
-@pytest_asyncio.fixture
-async def shop(running: Pipeline) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(running.source_url)
-    await connection.execute("DELETE FROM orders")
-    yield connection
-    await connection.close()
 
 
 @pytest.fixture
@@ -90,10 +76,10 @@ def folder(tmp_path: Path) -> Path:
 async def test_a_killed_gateway_costs_delay_and_no_event_and_a_restarted_client_goes_on(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
     async with follow(folder, running.gateway_url, keep="orders") as client:
         await client.until_state("live")
-        await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(1, 50) n")
+        await shop.execute("INSERT INTO orders (id, status) SELECT n, 'new' FROM generate_series(1, 50) n")
         await client.until(lambda _: len(client.keys) >= 50)
         await running.kill("gateway")
-        await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(51, 90) n")
+        await shop.execute("INSERT INTO orders (id, status) SELECT n, 'new' FROM generate_series(51, 90) n")
         await client.until_state("retrying")
         await running.start("gateway")
         await client.until(lambda _: len(client.keys) >= 90)
@@ -101,7 +87,7 @@ async def test_a_killed_gateway_costs_delay_and_no_event_and_a_restarted_client_
         client.process.terminate()
         await client.until_state("closed")
         assert await client.process.wait() == 0, "a closed subscription must let the process end"
-    await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(91, 100) n")
+    await shop.execute("INSERT INTO orders (id, status) SELECT n, 'new' FROM generate_series(91, 100) n")
     async with follow(folder, running.gateway_url, keep="orders") as again:
         await again.until(lambda _: len(again.keys) >= 10)
         assert again.keys == list(range(91, 101)), "kept, and gone on from, across processes"
@@ -110,7 +96,7 @@ async def test_a_killed_gateway_costs_delay_and_no_event_and_a_restarted_client_
 async def test_where_and_select_say_who_enters_and_leaves(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
     async with follow(folder, running.gateway_url, where={"status": {"eq": "paid"}}, select=["id"]) as client:
         await client.until_state("live")
-        await shop.execute("INSERT INTO orders VALUES (1, 'new'), (2, 'paid')")
+        await shop.execute("INSERT INTO orders (id, status) VALUES (1, 'new'), (2, 'paid')")
         await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 1")
         await shop.execute("UPDATE orders SET status = 'sent' WHERE id = 2")
         await client.until(lambda _: len(client.keys) >= 3)
@@ -120,7 +106,7 @@ async def test_where_and_select_say_who_enters_and_leaves(running: Pipeline, sho
 
 
 async def test_a_snapshot_brings_the_rows_and_then_what_changes(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
-    await shop.execute("INSERT INTO orders SELECT n, 'new' FROM generate_series(1, 20) n")
+    await shop.execute("INSERT INTO orders (id, status) SELECT n, 'new' FROM generate_series(1, 20) n")
     async with follow(folder, running.gateway_url, since="snapshot") as client:
         await client.until(lambda said: said[-1:] == [{"mark": "snapshot-end"}])
         await shop.execute("UPDATE orders SET status = 'paid' WHERE id = 7")
@@ -148,7 +134,7 @@ async def test_a_token_goes_with_streams_messages_and_tickets_and_an_iterator_en
         token = jwt.encode({"exp": time.time() + 60, "subscribe": [ORDERS]}, SECRET, "HS256")
         async with follow(folder, url, iterate=True, token=token) as client:
             await client.until_state("live")
-            await shop.execute("INSERT INTO orders VALUES (1, 'new')")
+            await shop.execute("INSERT INTO orders (id, status) VALUES (1, 'new')")
             await client.until(lambda _: client.keys == [1])
         room = "pg.shop.live.room.7"
         token = jwt.encode({"exp": time.time() + 60, "sub": "alice", "subscribe": ["pg.>"], "publish": [room]}, SECRET, "HS256")
@@ -162,6 +148,28 @@ async def test_a_token_goes_with_streams_messages_and_tickets_and_an_iterator_en
         assert (told["heard"]["data"], told["heard"]["user"]) == ({"text": "hi"}, "alice")
         assert told["statuses"] == [200, 401], "a ticket lets in once"
         assert told["refused"] == ["forbidden", "unauthenticated", "unauthenticated"]
+    finally:
+        await running.stop("guarded")
+        await running.start("gateway")
+
+
+async def test_who_is_there_is_told_and_a_token_is_renewed_on_the_living_socket(running: Pipeline, shop: asyncpg.Connection, folder: Path) -> None:
+    """`fresh` is what a token is made of: the Node program signs a new one whenever the client asks."""
+    await running.stop("gateway")
+    try:
+        await running.start("gateway", name="guarded", TOCSIN_JWT_SECRET=SECRET)
+        claims = {"subscribe": [ORDERS], "presence": True}
+        fresh = {"secret": SECRET, "seconds": 4}
+        async with follow(folder, running.gateway_url, socket=True, presence=True, fresh={**fresh, "claims": {**claims, "sub": "alice"}}) as alice:
+            await alice.until(lambda said: any(line.get("here") == ["alice"] for line in said))
+            async with follow(folder, running.gateway_url, socket=True, presence=True, fresh={**fresh, "claims": {**claims, "sub": "bob"}}) as bob:
+                await bob.until(lambda said: any(sorted(line.get("here", [])) == ["alice", "bob"] for line in said))
+                await alice.until(lambda said: any(line.get("joined") == "bob" and line["here"] == ["alice", "bob"] for line in said))
+            await alice.until(lambda said: any(line.get("left") == "bob" and line["here"] == ["alice"] for line in said))
+            await alice.until(lambda said: sum("signed" in line for line in said) >= 3)
+            await shop.execute("INSERT INTO orders (id, status) VALUES (1, 'new')")
+            await alice.until(lambda _: alice.keys == [1])
+            assert [line["state"] for line in alice.said if "state" in line] == ["live"], "one connection, past its first token's end"
     finally:
         await running.stop("guarded")
         await running.start("gateway")
