@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import secrets
@@ -10,7 +11,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -34,6 +35,9 @@ BUCKETS: Final = 1024
 GREATEST: Final[Mapping[str, int]] = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
 # Rows that do not lie in the key's order are better read by a range, whose pages the planner can take in their own order.
 _IN_ORDER: Final = "SELECT abs(correlation) > 0.9 FROM pg_stats WHERE schemaname::text = $1 AND tablename::text = $2 AND attname::text = $3 AND NOT inherited"
+AHEAD: Final = 3
+"""Blocks under way at once at full speed: one is read on the source, one waits for its fence, one is read on the replica."""
+GENTLY_AHEAD: Final = 2
 MOST_UNEQUAL: Final = BUCKETS // 3
 """Where more of them differ, the whole block is searched."""
 Digests = dict[int, tuple[int, int]]
@@ -75,12 +79,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A range of keys, and the digests of the source's rows in it before a fence; `shift` is None where it is not cut into buckets."""
+    """A range of keys, the digests of the source's rows in it, and the marker that was written afterwards; `shift` is None where it is not cut."""
 
     low: Key | None
     high: Key | None
     shift: int | None
     digests: Digests
+    mark: Mark | None = None
 
     @property
     def rows(self) -> int:
@@ -93,8 +98,9 @@ OnBlock = Callable[[Outcome], Awaitable[None]]
 class TableAudit:
     """One pass over a table, at a pace.
 
-    While the replica's side of a block is fenced and read, the source's side of the next one is read already: each source read lies
-    before its own block's fence, and nothing else is asked of their order. The seed is drawn anew for each audit, so two rows
+    While the replica's side of a block is fenced and read, the source's side of the next ones is read already, each with its marker written after
+    it; each source read lies before its own block's fence, and nothing else is asked of their order. The two sides' readers are tasks of their own:
+    who uses a session holds its lock, and who needs both takes the source's first. The seed is drawn anew for each audit, so two rows
     whose hashes happen to be equal this time differ the next time.
     """
 
@@ -104,11 +110,13 @@ class TableAudit:
         self._patience = patience
         self._pace = pace or Pace()
         self._on_block = on_block
-        self._block = FIRST_BLOCK if self._pace.share == 1 else FIRST_BLOCK // 20
+        self._block = FIRST_BLOCK if self._pace.fast else FIRST_BLOCK // 20
         self._fine = False
         self._in_order: bool | None = None
         self._seed = secrets.randbits(62)
         self._at_source = 0.0
+        self._source_free, self._replica_free = asyncio.Lock(), asyncio.Lock()
+        self._ahead = asyncio.Semaphore(AHEAD if self._pace.fast else GENTLY_AHEAD)
 
     async def run(self, begun: Outcome | None = None) -> Outcome:
         """All of the table, or the rest of it, where `begun` came so far. Raises Lagging where a fence does not come through, and asyncpg's errors."""
@@ -118,13 +126,29 @@ class TableAudit:
         """From `low` on, for about `seconds`, and at least one block; `reached` says where to go on. Raises as `run`."""
         outcome = begun or Outcome(datetime.now(UTC), await self._sides.fence.position())
         until = time.monotonic() + seconds if seconds is not None else None
-        block: Block | None = await self._read_block(low, outcome)
-        while block is not None:
-            ended = until is not None and time.monotonic() >= until
-            following, theirs = await both(self._following(None if ended else block.high, outcome), self._replica_digests(block))
+        blocks: asyncio.Queue[Block | None] = asyncio.Queue()
+        await both(self._read_blocks(low, until, outcome, blocks), self._compare_blocks(blocks, outcome))
+        return outcome
+
+    async def _read_blocks(self, low: Key | None, until: float | None, outcome: Outcome, blocks: asyncio.Queue[Block | None]) -> None:
+        """The source's side of all blocks, then None; no further ahead than the pace lets it."""
+        while True:
+            await self._ahead.acquire()
+            block = await self._read_block(low, outcome)
+            blocks.put_nowait(block)
+            if block.high is None or (until is not None and time.monotonic() >= until):
+                break
+            low = block.high
+        blocks.put_nowait(None)
+
+    async def _compare_blocks(self, blocks: asyncio.Queue[Block | None], outcome: Outcome) -> None:
+        while (block := await blocks.get()) is not None:
+            async with self._replica_free:
+                theirs = await self._replica_digests(block)
             before = sum(outcome.counts.values())
             if theirs != block.digests:
-                await self._resolve(block, theirs, outcome)
+                async with self._source_free, self._replica_free:
+                    await self._resolve(block, theirs, outcome)
             # Where one block has drifted the next one probably has, too, and is cut at its first reading.
             self._fine = sum(outcome.counts.values()) > before
             outcome.rows += block.rows
@@ -132,8 +156,7 @@ class TableAudit:
             outcome.reached = block.high
             if self._on_block is not None:
                 await self._on_block(outcome)
-            block = following
-        return outcome
+            self._ahead.release()
 
     async def run_keys(self, keys: Sequence[Key]) -> Outcome:
         """Judge only these keys, given as text that PostgreSQL reads. Raises as `run`, and DataError for what is no key."""
@@ -148,22 +171,22 @@ class TableAudit:
         outcome.source_seconds = time.monotonic() - begun
         return outcome
 
-    async def _following(self, low: Key | None, outcome: Outcome) -> Block | None:
-        return await self._read_block(low, outcome) if low is not None else None
-
     async def _read_block(self, low: Key | None, outcome: Outcome) -> Block:
         """The source's side of the block that begins at `low`, after a pause that keeps to the pace."""
         await self._pace.rest()
-        await self._pace.clear(self._sides)
-        begun = time.monotonic()
-        block = await (self._read_piece(low) if self._in_order and not self._fine else self._read_range(low))
-        if self._in_order is None and block.high is not None:
-            self._in_order = await self._lies_in_order()
-        seconds = time.monotonic() - begun
+        if self._pace.looks:
+            async with self._source_free, self._replica_free:
+                await self._pace.clear(self._sides)
+        async with self._source_free:
+            begun = time.monotonic()
+            block = await (self._read_piece(low) if self._in_order and not self._fine else self._read_range(low))
+            if self._in_order is None and block.high is not None:
+                self._in_order = await self._lies_in_order()
+            seconds = time.monotonic() - begun
         outcome.source_seconds += seconds
         self._adapt(seconds)
         self._pace.spent(seconds, block.rows)
-        return block
+        return replace(block, mark=await self._sides.fence.mark())
 
     async def _read_range(self, low: Key | None) -> Block:
         reading = self._table.source
@@ -223,7 +246,8 @@ class TableAudit:
         self._block = int(min(max((self._block + wanted) / 2, FIRST_BLOCK / 100), self._block * 4, LARGEST_BLOCK))
 
     async def _replica_digests(self, block: Block) -> Digests:
-        await self._fenced()
+        assert block.mark is not None
+        await self._sides.fence.arrived(block.mark, self._patience)
         return await self._digests(self._sides.replica, self._table.replica, block.low, block.high, block.shift)
 
     async def _resolve(self, block: Block, theirs: Digests, outcome: Outcome) -> None:

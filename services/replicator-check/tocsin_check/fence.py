@@ -47,7 +47,8 @@ class Mark:
 class Fence:
     """Markers under a key of this object's own, so that nothing but its own writes can ever satisfy it.
 
-    `lag` is the time in seconds from the last applied marker's commit until the replica showed it.
+    `lag` is the time in seconds from an applied marker's commit until the replica showed it, at most: one that was there at the first look, some time
+    after it was written, raises it no more. Markers may be written while others are awaited.
     """
 
     def __init__(self, marker: asyncpg.Connection, source: asyncpg.Connection, replica: asyncpg.Connection) -> None:
@@ -55,11 +56,13 @@ class Fence:
         self._source = source
         self._replica = replica
         self._key = secrets.token_hex(8)
+        self._writing = asyncio.Lock()
         self.lag: float | None = None
 
     async def mark(self) -> Mark:
         """Write the next marker; it is committed and flushed when this returns."""
-        row = await self._marker.fetchrow(_SQL["write"], self._key)
+        async with self._writing:
+            row = await self._marker.fetchrow(_SQL["write"], self._key)
         assert row is not None
         return Mark(row["n"], row["xid"], time.monotonic())
 
@@ -69,7 +72,7 @@ class Fence:
         while True:
             seen = await self._replica.fetchval(_SQL["read"], self._key)
             if seen is not None and seen >= mark.number:
-                self.lag = mark.age
+                self.lag = mark.age if pause > _FIRST_PAUSE or self.lag is None else min(mark.age, self.lag)
                 return
             if mark.age > patience:
                 raise Lagging(mark.age)
@@ -92,9 +95,10 @@ class Fence:
 
     async def report(self, schema: str, table: str, data: str) -> bool:
         """Hand a finding (JSON text) to Tocsin's journal on the source; False where Tocsin is not installed there."""
-        if await self._marker.fetchval(_SQL["can_report"]) is None:
-            return False
-        await self._marker.execute(_SQL["report"], schema, table, data)
+        async with self._writing:
+            if await self._marker.fetchval(_SQL["can_report"]) is None:
+                return False
+            await self._marker.execute(_SQL["report"], schema, table, data)
         return True
 
     async def forget(self) -> None:

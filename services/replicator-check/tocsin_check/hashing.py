@@ -1,7 +1,7 @@
 """SQL of a 64-bit hash over a row's columns, and by which of PostgreSQL's hash functions each type goes. Pure.
 
 PostgreSQL's own hashes serve joins, which compare again what collides, so some collide under every seed: numeric leaves out the sign, and NaN and
-Infinity are alike; bigint, and what is made of it, folds both halves into one; json and arrays leave out how they are nested. A value goes only
+Infinity are alike; bigint, and what is made of it, folds both halves into one; jsonb and arrays leave out how they are nested. A value goes only
 through functions that keep all of it, and what has none is hashed as its text (docs/decisions/0140). What SQL calls equal stays equal (1.0 and 1.00),
 but inside json, arrays and ranges.
 """
@@ -19,20 +19,20 @@ BYTES_SINCE: Final = 180_000
 LONGEST_CHAIN: Final = 50
 """Deeper nesting would exhaust PostgreSQL's parser."""
 
-# {x} is the value, {s} the hash of the columns before it, {k} a number of this column's own, {n} 32 hexadecimal digits that stand for NULL.
-# What stands for NULL is none of the type's values, or drawn with the seed. Floats of zero return their seed as it is, so theirs is moved by {k}.
+# {x} is the value, {s} the hash of the columns before it, {k} a number of this column's own. What stands for NULL is none of the type's values, or
+# is drawn with the seed: {n} are 32 hexadecimal digits, {n4} and {n8} integers. A float of zero returns its seed as it is, so that is moved by {k}.
 _TEXT: Final = "hashtextextended(coalesce({x}, '{n}'), {s})"
 _FLOAT: Final = "hashfloat8extended(coalesce(({x})::float8, {null}), {s} # {k})"
-_HALF: Final = _FLOAT.replace("{null}", "0.5")
 _BYTES: Final = "hashbyteaextended(coalesce({x}, '\\x{n}'), {s})"
 _LINKS: Final[Mapping[str, str]] = {
     "smallint": "hashint4extended(coalesce(({x})::int4, 40000), {s})",
     "boolean": "hashint4extended(coalesce(({x})::int4, 2), {s})",
-    "integer": _HALF,
-    "oid": _HALF.replace("({x})", "(({x})::int8)"),
-    "bigint": f"hashint8extended(coalesce({{x}}, 0), {_HALF.replace('({x})', '(({x}) >> 32)')})",
+    "integer": "hashint4extended(coalesce({x}, {n4}), {s})",
+    "oid": "hashoidextended(coalesce({x}, {n4}), {s})",
+    # Its own hash folds the halves into one; what the float rounds off, that one keeps.
+    "bigint": "hashint8extended(coalesce({x}, {n8}), hashfloat8extended(coalesce({x}, {n8})::float8, {s}))",
     "real": _FLOAT.replace("{null}", "0.1"),
-    "double precision": _FLOAT.replace("{null}", "0.{n10}"),
+    "double precision": _FLOAT.replace("{null}", "0.{n8}"),
     "text": _TEXT,
     "character varying": _TEXT,
     "uuid": "uuid_hash_extended(coalesce({x}, '{n}'), {s})",
@@ -45,6 +45,7 @@ _AS_BYTES: Final[Mapping[str, str]] = {
     "time without time zone": "time_send({x})",
     "time with time zone": "timetz_send({x})",
     "pg_lsn": "pg_lsn_send({x})",
+    "jsonb": "jsonb_send({x})",
 }
 _AS_TEXT: Final[Mapping[str, str]] = {"interval": 'justify_interval({x})::text COLLATE pg_catalog."C"'}
 _IN_RECORD: Final = frozenset({"date", "character", '"char"', "name", "inet", "cidr", "macaddr", "macaddr8"})
@@ -64,8 +65,13 @@ class Column:
     link: str = ""
 
 
-def hashed(name: str, expression: str, type_: str, base: str, *, by_bytes: bool) -> Column | None:
-    """The column by native hashes of its base type; None where only its text tells all values apart. `by_bytes`: both sides know BYTES_SINCE."""
+def hashed(name: str, expression: str, type_: str, base: str, *, by_bytes: bool, fixed: bool = False) -> Column | None:
+    """The column by native hashes of its base type; None where only its text tells all values apart. `by_bytes`: both sides know BYTES_SINCE.
+
+    `fixed`: both sides' numbers have the same scale, so that equal ones have equal bytes.
+    """
+    if base == "numeric" and fixed:
+        return Column(name, f"numeric_send({expression})", type_, _BYTES if by_bytes else "")
     if base in _AS_TEXT:
         return as_text(name, _AS_TEXT[base].format(x=expression), type_)
     if base in _AS_BYTES:
@@ -96,7 +102,7 @@ def _chain(columns: Sequence[Column], first: str, seed: int) -> str:
     chain = first
     for number, column in enumerate(columns, 1):
         own = number * 0x1E3779B97F4A7C15 % 2**63
-        chain = column.link.format(x=column.expression, s=chain, k=own, n=null, n10=int(null[:10], 16))
+        chain = column.link.format(x=column.expression, s=chain, k=own, n=null, n4=int(null[:7], 16), n8=int(null[:15], 16))
     return chain
 
 

@@ -18,7 +18,10 @@ _LONGEST_PAUSE: Final = 60.0
 """Seconds that one block waits at most, so that an audit of a source that is always busy comes to its end, too."""
 _SLICE: Final = 0.35
 _GENTLE_SLICE: Final = 0.02
-"""Seconds of a read at full speed, and at a smaller share: so short that a commit beside it waits for a CPU no longer than for another commit."""
+"""Seconds of a read at full speed, and at a small share: so short that a commit beside it waits for a CPU no longer than for another commit."""
+_GENTLE: Final = 0.5
+_FAST: Final = 0.75
+"""Up to the first share reads stay that short; from the second one on, the source and the replica are read at the same time, further ahead."""
 
 # Backends at work besides ours, and the WAL that the worst logical slot of this database holds back.
 _WORRIES: Final = """
@@ -47,9 +50,20 @@ class Pace:
     due: float = 0.0
 
     @property
+    def fast(self) -> bool:
+        """Whether both sides may be read at once, and in blocks of half a second."""
+        return self.share >= _FAST
+
+    @property
     def slice(self) -> float:
-        """Seconds that one read of the source should take."""
-        return _SLICE if self.share == 1 else _GENTLE_SLICE
+        """Seconds that one read of the source should take; between a gentle share and all it grows in proportion."""
+        return max(_GENTLE_SLICE, _SLICE * (self.share - _GENTLE) / (1 - _GENTLE))
+
+    @property
+    def looks(self) -> bool:
+        """Whether `clear` has something to ask now."""
+        limited = self.active is not None or self.lag is not None or self.retained is not None
+        return limited and (self.waiting is not None or time.monotonic() - self.looked >= _LOOK_EVERY)
 
     def spent(self, seconds: float, rows: int) -> None:
         """A read took the source `seconds`: the next one is due only after the rest that this one has earned."""

@@ -126,7 +126,9 @@ def _relation(table: TableName, facts: TableFacts) -> str:
 def _column(source: ColumnFacts, replica: ColumnFacts, hashable: Mapping[str, bool], *, native: bool, by_bytes: bool) -> Column:
     expression = f"t.{quoted(source.name)}"
     plain = native and source.native and replica.native and source.type == replica.type and hashable.get(source.base, False)
-    column = hashed(source.name, f"{expression}{_BYTEWISE}" if source.collatable else expression, replica.type, source.base, by_bytes=by_bytes)
+    value = f"{expression}{_BYTEWISE}" if source.collatable else expression
+    fixed = source.full_type == replica.full_type and source.full_type.startswith("numeric(")
+    column = hashed(source.name, value, replica.type, source.base, by_bytes=by_bytes, fixed=fixed)
     return column if plain and column is not None else as_text(source.name, f"{expression}::text{_BYTEWISE}", replica.type)
 
 

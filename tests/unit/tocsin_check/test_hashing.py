@@ -24,11 +24,11 @@ def test_each_column_is_hashed_once_and_no_chain_is_too_long(number: int, base: 
 
 def test_two_columns_of_one_type_have_numbers_of_their_own() -> None:
     """Else a float of zero, whose hash is its seed, could change places with its neighbour unseen."""
-    columns = [column for name in "ab" if (column := hashed(name, f"t.{name}", "integer", "integer", by_bytes=True)) is not None]
+    columns = [column for name in "ab" if (column := hashed(name, f"t.{name}", "real", "real", by_bytes=True)) is not None]
     numbers = [part.split(")")[0] for part in row_hash(columns, 7, native=True).split(" # ")[1:]]
     assert len(set(numbers)) == 2
 
 
 def test_what_has_no_sound_hash_is_left_to_its_text() -> None:
-    assert all(hashed("c", "t.c", base, base, by_bytes=True) is None for base in ("jsonb", "integer[]", "numrange", "money", "xid8", "public.mood"))
-    assert "t.c::text" in row_hash([as_text("c", "t.c::text", "jsonb")], 7, native=True)
+    assert all(hashed("c", "t.c", base, base, by_bytes=True) is None for base in ("json", "integer[]", "numrange", "money", "xid8", "public.mood"))
+    assert "t.c::text" in row_hash([as_text("c", "t.c::text", "json")], 7, native=True)

@@ -55,3 +55,11 @@ async def test_a_worry_holds_a_block_back_until_it_is_gone_and_for_a_minute_at_m
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     await kind.clear(None)  # type: ignore[arg-type]
     assert 2 < len(slept) < 12
+
+
+def test_blocks_grow_from_a_half_share_on_and_a_little_less_than_all_is_as_fast() -> None:
+    slices = [Pace(share=share).slice for share in (0.01, 0.05, 0.5, 0.75, 0.99, 1.0)]
+    assert slices[0] == slices[1] == slices[2] == 0.02
+    assert 0.1 < slices[3] < slices[4] < slices[5] == 0.35
+    assert slices[5] - slices[4] < 0.02
+    assert [Pace(share=share).fast for share in (0.5, 0.74, 0.75, 0.99, 1.0)] == [False, False, True, True, True]
