@@ -1,5 +1,5 @@
 -- The checker's user on the replica database. Run once, as a superuser or the tables' owner, after `tocsin replicate`.
--- It reads what is replicated and keeps the history of audits. It can change no replicated row.
+-- It reads what is replicated and keeps the history of audits, and how far one under way is. It can change no replicated row.
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tocsin_checker') THEN
         CREATE ROLE tocsin_checker LOGIN;  -- then: ALTER ROLE tocsin_checker PASSWORD '…'
@@ -9,7 +9,7 @@ END $$;
 
 GRANT USAGE ON SCHEMA tocsin_check TO tocsin_checker;
 GRANT SELECT ON tocsin_check.marker TO tocsin_checker;
-GRANT SELECT, INSERT, UPDATE, DELETE ON tocsin_check.history TO tocsin_checker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON tocsin_check.history, tocsin_check.unfinished TO tocsin_checker;
 
 -- The subscription's worker, seen by a user that does not own it.
 GRANT pg_read_all_stats TO tocsin_checker;

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -17,35 +14,12 @@ from tocsin_check.audit import Outcome
 from tocsin_check.report import TableReport
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
-from tocsin_check.verdict import Case, Stage, Verdict
+from tocsin_check.unfinished import Begun, Reached, shape_of
 
 KEPT: Final = timedelta(days=1)
 _EVERY: Final = 2.0
 _IDENTITY: Final = "SELECT current_database() || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || current_setting('port')"
 _ANOTHER: Final = "name another file with --state, or remove this one"
-
-
-class KeptCase(BaseModel):
-    """A row that was judged."""
-
-    key: list[str]
-    verdict: Verdict
-    count: int
-    columns: list[str]
-    reason: str
-
-
-class Begun(BaseModel):
-    """An audit that has not come to its end. `shape` tells whether the table is still compared in the same way."""
-
-    shape: str
-    started: datetime
-    position: str
-    rows: int
-    blocks: int
-    reached: list[str]
-    counts: dict[Verdict, int]
-    cases: list[KeptCase]
 
 
 class Noted(BaseModel):
@@ -65,7 +39,7 @@ class State:
         self._exact = exact
         self._noted = Noted(pair=[])
         self._written = 0.0
-        self._reached: tuple[Comparable, Outcome, Outcome, tuple[int, int]] | None = None
+        self._reached: Reached | None = None
 
     def check(self) -> None:
         """Raises OperatorError where the file could not be written, before any work is done."""
@@ -96,7 +70,7 @@ class State:
     def begun(self, table: Comparable) -> Outcome | None:
         """Where an earlier run was interrupted in this table; None where it has to be read from its beginning."""
         begun = self._noted.begun.get(str(table.name))
-        return _outcome(begun) if begun is not None and begun.shape == _shape(table) else None
+        return begun.outcome() if begun is not None and begun.shape == shape_of(table) else None
 
     def note_done(self, name: str, report: TableReport) -> None:
         """Only what is settled: a table that is pending or could not be read is audited again."""
@@ -110,18 +84,14 @@ class State:
         """After a block; it is written every few seconds, and by `interrupted`."""
         if self._path is None or outcome.reached is None:
             return
-        # The outcome goes on changing within the next block; its lists only grow.
-        cases = len(outcome.drifted), len(outcome.pending)
-        self._reached = table, outcome, replace(outcome, counts=Counter(outcome.counts)), cases
+        self._reached = Reached.of(table, outcome)
         if time.monotonic() - self._written >= _EVERY:
             self.interrupted()
 
     def interrupted(self) -> None:
         """Write down where the table at work is."""
         if self._reached is not None:
-            table, outcome, then, (drifted, pending) = self._reached
-            then = replace(then, drifted=outcome.drifted[:drifted], pending=outcome.pending[:pending])
-            self._noted.begun[str(table.name)] = _noted(then, _shape(table))
+            self._noted.begun[str(self._reached.table.name)] = self._reached.begun()
             self._write()
 
     def clear(self) -> None:
@@ -147,35 +117,3 @@ def check_writable(path: Path, option: str) -> None:
         raise OperatorError(f"{option}: {path} is a folder", "name a file", exit_code=2)
     if not path.absolute().parent.is_dir():
         raise OperatorError(f"{option}: there is no folder {path.absolute().parent}", "make it, or name a file in another one", exit_code=2)
-
-
-def _shape(table: Comparable) -> str:
-    return hashlib.sha256(repr(table).encode()).hexdigest()
-
-
-def _noted(outcome: Outcome, shape: str) -> Begun:
-    assert outcome.reached is not None
-    cases = [
-        KeptCase(key=list(case.key), verdict=case.verdict, count=case.count, columns=list(case.columns), reason=case.reason)
-        for case in (*outcome.drifted, *outcome.pending)
-        if case.verdict is not None
-    ]
-    return Begun(
-        shape=shape,
-        started=outcome.started,
-        position=outcome.position,
-        rows=outcome.rows,
-        blocks=outcome.blocks,
-        reached=list(outcome.reached),
-        counts=dict(outcome.counts),
-        cases=cases,
-    )
-
-
-def _outcome(begun: Begun) -> Outcome:
-    outcome = Outcome(begun.started, begun.position, begun.rows, begun.blocks, reached=tuple(begun.reached))
-    for kept in begun.cases:
-        case = Case(tuple(kept.key), Stage.DONE, kept.verdict, kept.reason, kept.count, columns=tuple(kept.columns))
-        (outcome.pending if kept.verdict is Verdict.PENDING else outcome.drifted).append(case)
-    outcome.counts = Counter(begun.counts)
-    return outcome

@@ -27,6 +27,7 @@ from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
 from tocsin_check.pace import MOST_ACTIVE, MOST_LAG, Pace
 from tocsin_check.report import summary
+from tocsin_check.unfinished import Unfinished
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -43,7 +44,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     metrics = Metrics(CollectorRegistry())
     changes = Changes()
     feed = Feed(changes, stream=settings.stream_name, prefix=settings.subject_prefix, source=settings.source_name)
-    checker = Checker(source_url, replica_url, on_audit=metrics.observe, followed=(changes, feed), pace=_pace(settings), exact=settings.check_exact)
+    unfinished = Unfinished(replica_url)
+    checker = Checker(
+        source_url,
+        replica_url,
+        on_audit=metrics.observe,
+        followed=(changes, feed),
+        pace=_pace(settings),
+        exact=settings.check_exact,
+        unfinished=unfinished,
+    )
     metrics.registry.register(ReportCollector(checker))
 
     def readiness() -> Readiness:
@@ -54,7 +64,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     async with broker.connecting(settings.nats_servers, name="tocsin check", login=settings.nats_login) as link, asyncio.TaskGroup() as group:
         revocations = Revocations(link, settings.stream_name, settings.source_name)
         app = make_app(checker, metrics.registry, readiness, history, dataclasses.replace(allowed, check_revoked=revocations.check))
-        works = [checker.run_audits(), checker.run_pulse(), history.run(), _announce(link, settings, checker), following]
+        works = [checker.run_audits(), checker.run_pulse(), checker.run_unfinished(), history.run(), _announce(link, settings, checker), following]
         if allowed.rules is not None:
             works.append(revocations.run())
         working = [group.create_task(run) for run in works]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
@@ -20,6 +21,7 @@ from tocsin_check.ledger import Ledger
 from tocsin_check.pace import Pace
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
+from tocsin_check.unfinished import Unfinished
 
 PATIENCE: Final = 5.0
 
@@ -39,6 +41,7 @@ class Auditor:
         on_audit: Callable[[str, Outcome], None],
         saw: Callable[[float | None], None],
         publishing: bool,
+        unfinished: Unfinished,
     ) -> None:
         self._ledger = ledger
         self._blocks = blocks
@@ -47,6 +50,7 @@ class Auditor:
         self._on_audit = on_audit
         self._saw = saw
         self._publishing = publishing
+        self._unfinished = unfinished
 
     async def audit_table(self, sides: Sides, table: Comparable, on_block: OnBlock | None = None, begun: Outcome | None = None) -> None:
         """One full audit, or the rest of one that was `begun`; its result stands in the ledger, and news goes into the event stream.
@@ -56,13 +60,22 @@ class Auditor:
         name = str(table.name)
         started = time.monotonic()
         complete = False
-        if self._incremental is not None:
+        if self._incremental is not None and begun is None:
+            # What changed before an audit goes on is not known, so that only one from the beginning lets the table be followed.
             self._incremental.full_begins(name)
+
+        async def noted(outcome: Outcome) -> None:
+            self._unfinished.note(table, outcome)
+            if on_block is not None:
+                await on_block(outcome)
+
         try:
             async with self._one_table(sides, name):
-                outcome = await self.audit_of(sides)(table, self._blocks.following(name, on_block)).run(begun)
+                outcome = await self.audit_of(sides)(table, self._blocks.following(name, noted, begun=begun)).run(begun)
                 self._blocks.complete(name)
-                news = self._ledger.proven(table, outcome, time.monotonic() - started)
+                self._unfinished.forget(name)
+                seconds = time.monotonic() - started if begun is None else (datetime.now(UTC) - outcome.started).total_seconds()
+                news = self._ledger.proven(table, outcome, seconds)
                 self._took(sides, name, outcome)
                 complete = True
                 await self._tell(sides, table, news)

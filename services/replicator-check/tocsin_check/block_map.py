@@ -58,11 +58,17 @@ class BlockMap:
             found.append(block.report.model_copy(update=update))
         return found
 
-    def following(self, table: str, then: OnBlock | None, *, from_row: int = 0) -> OnBlock:
-        """For one audit of the table: notes each block, and goes on to `then`. `from_row` goes on with the pass under way."""
+    def following(self, table: str, then: OnBlock | None, *, from_row: int = 0, begun: Outcome | None = None) -> OnBlock:
+        """For one audit of the table: notes each block, and goes on to `then`. `from_row` goes on with the pass under way, `begun` with an audit
+        that an earlier session began: its blocks are not told apart any more.
+        """
         passing = self._passing[table] = [block for block in self._passing.get(table, []) if block.report.first < from_row]
         base = passing[-1].report.first + passing[-1].report.rows if passing else 0
         seen = [0, 0, 0]
+        if begun is not None and begun.rows:
+            seen = [begun.rows, sum(begun.count(verdict) for verdict in DRIFT), len(begun.pending)]
+            before: Literal["clean", "drifted", "pending"] = "drifted" if seen[1] else "pending" if seen[2] else "clean"
+            passing.append(_Block(BlockReport(first=0, rows=seen[0], state=before, drifted=seen[1], verified_at=begun.started), None, begun.reached))
         low = passing[-1].high if passing else None
 
         async def on_block(outcome: Outcome) -> None:

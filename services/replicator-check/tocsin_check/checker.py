@@ -29,6 +29,7 @@ from tocsin_check.pulse import Pulse
 from tocsin_check.report import Report
 from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable, Unauditable
+from tocsin_check.unfinished import Unfinished
 
 EVERY: Final = timedelta(seconds=10)
 SHARE: Final = 0.05
@@ -57,6 +58,7 @@ class Checker:
         publishing: bool = True,
         followed: tuple[Changes, Stream] | None = None,
         exact: bool = False,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self._source_url = source_url
         self._replica_url = replica_url
@@ -71,6 +73,7 @@ class Checker:
         self._swept = False
         self._trouble: str | None = "the first audit has not begun"
         self._tables: tuple[Comparable | Unauditable, ...] = ()
+        self._unfinished = unfinished or Unfinished()
         self.ledger = Ledger()
         self.blocks = BlockMap()
         self.incremental = Incremental(*followed, self.ledger, self.blocks) if followed is not None else None
@@ -82,6 +85,7 @@ class Checker:
             on_audit=on_audit or (lambda _table, _outcome: None),
             saw=self._pulse.saw,
             publishing=publishing,
+            unfinished=self._unfinished,
         )
 
     @property
@@ -158,7 +162,12 @@ class Checker:
         if attempt in (1, 5) or attempt % 60 == 0:
             log.warning("can't check", reason=self._trouble, attempt=attempt, pause=round(pause, 2))
 
+    async def run_unfinished(self) -> None:
+        """Keep what is under way for the next process."""
+        await self._unfinished.run(self._asked)
+
     async def _session(self) -> None:
+        await self._unfinished.loaded.wait()
         async with open_sides(self._source_url, self._replica_url) as sides:
             while True:
                 tables = await self.take_stock(sides)
@@ -174,7 +183,7 @@ class Checker:
             if self.incremental is not None and self.incremental.obstacle(table) is None:
                 await self.auditor.audit_part(sides, table, self.incremental)
             elif self.ledger.due(str(table.name), moment, self._every, rest=self._rest_of(table)):
-                await self.auditor.audit_table(sides, table)
+                await self.auditor.audit_table(sides, table, begun=self._unfinished.begun(table))
             if self._asked:
                 return
 
@@ -211,15 +220,16 @@ class Checker:
     async def _serve_asked(self, sides: Sides, tables: tuple[Comparable | Unauditable, ...]) -> None:
         while (audit := self._asked.next()) is not None:
             chosen = [t for t in tables if isinstance(t, Comparable) and (audit.tables is None or str(t.name) in audit.tables)]
-            audit.status, audit.total = "running", len(chosen)
+            audit.status, audit.total, audit.done = "running", len(chosen), len(audit.did)
             try:
-                for table in chosen:
+                for table in (table for table in chosen if str(table.name) not in audit.did):
                     audit.table = str(table.name)
 
                     async def on_block(outcome: Outcome, *, audit: Audit = audit, before: int = audit.rows) -> None:
                         audit.rows = before + outcome.rows
 
-                    await self.auditor.audit_table(sides, table, on_block)
+                    await self.auditor.audit_table(sides, table, on_block, self._unfinished.begun(table, audit.asked))
+                    audit.did.append(str(table.name))
                     audit.done += 1
                 audit.status = "done"
             except Lagging as lagging:

@@ -26,6 +26,7 @@ _SQL: Final = load_queries("tocsin_check", "replication.sql")
 _CATALOG: Final = load_queries("tocsin_check", "catalog.sql")
 _MARKER: Final = load_queries("tocsin_check", "marker.sql")
 _HISTORY: Final = load_queries("tocsin_check", "history.sql")
+_UNFINISHED: Final = load_queries("tocsin_check", "unfinished.sql")
 _POLL: Final = 0.1
 _ERRORS_TOLERATED: Final = 2
 
@@ -110,6 +111,7 @@ async def _replicate(
     if reader is not None and not await source.fetchval(_MARKER["may_read"], reader):
         await source.execute(f"GRANT USAGE ON SCHEMA tocsin_check TO {quoted(reader)}; GRANT SELECT ON tocsin_check.marker TO {quoted(reader)}")
     await replica.execute(_HISTORY["create"])
+    await replica.execute(_UNFINISHED["create"])
     listed = await selection.published_columns(source, NAME) | {table: chosen.columns for table, chosen in selections.items() if chosen.columns is not None}
     copied = await schema_copy.copy_tables(source, replica, tables, listed)
     report(Progress("publication", tables=len(tables)))
