@@ -160,7 +160,22 @@ class QueueOutbox:
             self._filled.clear()
             await self._filled.wait()
         payload = self._queue.popleft()
-        self.waiting -= len(payload)
+        self._give(len(payload))
+        return payload
+
+    async def take_waiting(self, most: int) -> bytes | None:
+        """The next message with those that wait behind it, as long as there are fewer than `most` bytes before one."""
+        payload = await self.take()
+        if payload is None or not self._queue:
+            return payload
+        together, size = [payload], len(payload)
+        while self._queue and size < most:
+            together.append(self._queue.popleft())
+            size += len(together[-1])
+        self._give(size - len(payload))
+        return b"".join(together)
+
+    def _give(self, size: int) -> None:
+        self.waiting -= size
         if self.waiting <= read_ahead(self._limit) // 4:
             self._taken.set()
-        return payload

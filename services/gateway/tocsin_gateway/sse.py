@@ -23,6 +23,7 @@ from tocsin_gateway.protocol import Close, ProtocolError
 from tocsin_gateway.server import ABORT
 from tocsin_gateway.session import Session
 
+WRITE_BYTES: Final = 64 << 10
 KEEP_ALIVE_SECONDS: Final = 15.0
 _HEADERS: Final = {b"content-type": b"text/event-stream; charset=utf-8", b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
 _STATUS: Final = {"unauthenticated": 401, "forbidden": 403, "limit": 429, "unavailable": 503}
@@ -151,7 +152,7 @@ class EventStream(Response):
                 while True:
                     try:
                         async with asyncio.timeout(KEEP_ALIVE_SECONDS):
-                            payload = await outbox.queue.take()
+                            payload = await outbox.queue.take_waiting(WRITE_BYTES)
                     except TimeoutError:
                         payload = b": keep-alive\n\n"
                     if payload is None:

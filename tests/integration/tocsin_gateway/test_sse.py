@@ -65,7 +65,9 @@ async def events(gateway: RunningGateway, *subjects: str, since: str | None = No
 async def test_the_first_event_is_subscribed_and_every_event_has_its_position_as_id(gateway: RunningGateway, stream: Stream) -> None:
     async with events(gateway, stream.subject()) as source:
         assert source.response.headers["content-type"].startswith("text/event-stream")
-        assert await source.next() == (
+        name, at, told = await source.next()
+        assert "no event" in told.pop("hint")
+        assert (name, at, told) == (
             "subscribed",
             stream.position(0),
             {"op": "subscribed", "id": "0", "subject": stream.subject(), "position": stream.position(0), "recovered": True},
@@ -136,6 +138,7 @@ async def test_what_another_client_writes_never_becomes_the_id_that_one_comes_ba
             name, at, frame = await source.next()
             assert (name, at, frame["event"]["data"]) == ("event", None, data)
     async with events(gateway, stream.subject(), "pg.>") as source:
+        assert [(await source.next())[0] for _ in range(2)] == ["subscribed", "subscribed"]
         await stream.publish(stream.subject(), new={"id": 1, "position": "gone", "event": {"position": "gone"}})
         assert await source.events(1) == [(1, stream.position(1))]
 

@@ -158,6 +158,21 @@ async def test_a_queue_keeps_the_order_and_counts_its_bytes(payloads: list[bytes
     assert await box.take() is None
 
 
+@given(st.lists(st.binary(min_size=1, max_size=50), min_size=1), st.integers(1, 200))
+async def test_what_waits_is_taken_together_in_order_and_in_bounds(payloads: list[bytes], most: int) -> None:
+    box = QueueOutbox(1 << 20, lambda: None)
+    for payload in payloads:
+        box.send(payload)
+    taken: list[bytes] = []
+    while box.waiting:
+        taken.append(await box.take_waiting(most) or b"")
+    assert b"".join(taken) == b"".join(payloads)
+    assert all(len(part) < most + 50 for part in taken)
+    assert len(taken) <= len(b"".join(payloads)) // most + 1
+    box.close(1000, "")
+    assert await box.take_waiting(most) is None
+
+
 async def test_a_queue_that_nobody_drains_is_thrown_away_and_closed_once() -> None:
     evictions: list[int] = []
     box = QueueOutbox(1000, lambda: evictions.append(1))
