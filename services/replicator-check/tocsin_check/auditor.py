@@ -25,6 +25,11 @@ from tocsin_check.unfinished import Unfinished
 
 PATIENCE: Final = 5.0
 
+_NEEDS_A_KEY: Final = (
+    "without a key it has to be read in one statement, and that takes longer than the time-out of a minute; "
+    "give it one on both sides: ALTER TABLE … ADD PRIMARY KEY (…)"
+)
+
 log = structlog.get_logger("tocsin.check")
 
 
@@ -70,7 +75,7 @@ class Auditor:
                 await on_block(outcome)
 
         try:
-            async with self._one_table(sides, name):
+            async with self._one_table(sides, table):
                 outcome = await self.audit_of(sides)(table, self._blocks.following(name, noted, begun=begun)).run(begun)
                 self._blocks.complete(name)
                 self._unfinished.forget(name)
@@ -90,18 +95,17 @@ class Auditor:
             return
         name = str(table.name)
         entry = self._ledger.get(name)
-        async with self._one_table(sides, name):
+        async with self._one_table(sides, table):
             outcome = await self.audit_of(sides)(table, None).run_keys(entry.known() if entry is not None else [])
             await self._tell(sides, table, self._ledger.judged(table, outcome, None))
 
     async def audit_part(self, sides: Sides, table: Comparable, incremental: Incremental) -> None:
         """What changed, and a slice of what did not. Raises Lagging, and what ends the session."""
-        name = str(table.name)
 
         def took(name: str, outcome: Outcome) -> None:
             self._took(sides, name, outcome)
 
-        async with self._one_table(sides, name):
+        async with self._one_table(sides, table):
             for part in (incremental.audit_changes, incremental.sweep):
                 await self._tell(sides, table, await part(table, self.audit_of(sides), took))
             incremental.stock(table)
@@ -116,8 +120,9 @@ class Auditor:
         self._on_audit(name, outcome)
 
     @contextlib.asynccontextmanager
-    async def _one_table(self, sides: Sides, name: str) -> AsyncIterator[None]:
+    async def _one_table(self, sides: Sides, table: Comparable) -> AsyncIterator[None]:
         """What concerns this table alone becomes its status. Raises Lagging, and what ends the session."""
+        name = str(table.name)
         try:
             yield
         except Lagging as lagging:
@@ -127,7 +132,8 @@ class Auditor:
             # Changed, dropped, locked, forbidden or damaged: that concerns this table and not the session.
             if isinstance(error, postgres.TRANSIENT) or sides.source.is_closed() or sides.replica.is_closed():
                 raise
-            self._ledger.set_status(name, "unauditable", f"it could not be read: {error}")
+            too_long = isinstance(error, asyncpg.QueryCanceledError) and not table.source.unique
+            self._ledger.set_status(name, "unauditable", _NEEDS_A_KEY if too_long else f"it could not be read: {error}")
 
     async def _tell(self, sides: Sides, table: Comparable, news: dict[str, Any] | None) -> None:
         if news is None or not self._publishing:

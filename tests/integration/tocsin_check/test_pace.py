@@ -116,3 +116,27 @@ async def test_waiting_for_the_replica_while_drift_is_judged_is_no_time_of_the_s
     assert taken > stall * (marks - 1)
     assert outcome.source_seconds < stall / 2
     assert rest < stall / 2
+
+
+async def test_a_table_without_a_key_that_takes_too_long_is_unauditable_with_its_fix_and_one_with_a_key_is_read_in_parts(
+    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    """No snapshot of the source is ever older than the statement's time-out."""
+    await source.execute("CREATE TABLE bag (a int, b text); ALTER TABLE bag REPLICA IDENTITY FULL; CREATE TABLE keyed (a int PRIMARY KEY, b text)")
+    for table in ("bag", "keyed"):
+        await source.execute(f"INSERT INTO {table} SELECT i, repeat('x', 100) FROM generate_series(1, 200000) i")
+    await setup("bag", "keyed")
+    checker = Checker(source_url, replica_url, publishing=False)
+    async with open_sides(source_url, replica_url) as sides:
+        tables = [t for t in await checker.take_stock(sides) if isinstance(t, Comparable)]
+        await sides.source.execute("SET statement_timeout = '20ms'")
+        [bag] = [t for t in tables if t.name.name == "bag"]
+        await checker.auditor.audit_table(sides, bag)
+        await sides.source.execute("SET statement_timeout = '5s'")
+        [keyed] = [t for t in tables if t.name.name == "keyed"]
+        await checker.auditor.audit_table(sides, keyed)
+    reports = {t.table: t for t in checker.report().tables}
+    assert reports["public.bag"].status == "unauditable"
+    assert "ADD PRIMARY KEY" in (reports["public.bag"].reason or "")
+    assert reports["public.bag"].verified_at is None
+    assert reports["public.keyed"].status == "in_sync"
