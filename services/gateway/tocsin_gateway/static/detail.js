@@ -22,10 +22,20 @@ function changedColumns({ new: now, old }) {
   return Object.keys(old).filter((name) => JSON.stringify(old[name]) !== JSON.stringify(now[name]));
 }
 
+/** What the checker found of a table, in words. */
+function findingText({ status, missing = 0, extra = 0, different = 0 }) {
+  const counts = [[missing, "missing"], [extra, "extra"], [different, "different"]].filter(([n]) => n > 0).map(([n, word]) => `${n.toLocaleString("en")} ${word}`);
+  return counts.join(", ") || status.replace("_", " ");
+}
+
 /** The changed columns with what they were, else the row's, else the payload. */
 function valuesOf(entry) {
   const cell = element("span", "values");
   const data = entry.event.data;
+  if (whatOf(entry) === "drift" && typeof data?.status === "string") {
+    cell.append(element("b", "", findingText(data)));
+    return cell;
+  }
   const { key, new: now, old } = isObject(data) ? data : {};
   if (!isObject(now) && !isObject(old)) {
     if (data !== null && data !== undefined) cell.append(valueText(isObject(data) && data.op ? { truncated: data.truncated } : data, 160));

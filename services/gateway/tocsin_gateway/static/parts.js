@@ -7,7 +7,8 @@ const POINTS = 120;
 const behind = chart("the stream behind the journal, in seconds", 240, 28);
 const replica = chart("the replica behind its source, in seconds", 240, 28);
 const drifted = chart("drifted rows", 240, 28);
-const history = { behind: [], replica: [], drifted: [] };
+const unasked = () => Array(POINTS).fill(null); // time runs from left to right at one pace from the first look on
+const history = { behind: unasked(), replica: unasked(), drifted: unasked() };
 let known = null;
 let token = () => "";
 let onRefused = () => {};
@@ -106,7 +107,7 @@ function show(lines) {
 function remember(seconds, lag, rows) {
   for (const [name, value] of [["behind", seconds], ["replica", lag], ["drifted", rows]]) {
     history[name].push(value);
-    if (history[name].length > POINTS) history[name].shift();
+    history[name].shift();
   }
   const text = (value) => (value === null ? "–" : lagText(value * 1_000));
   $("behind-now").textContent = text(seconds);
