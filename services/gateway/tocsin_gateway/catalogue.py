@@ -45,7 +45,14 @@ class Catalogue:
             return self._generic
         rows = await self._watched.rows()
         tables = [(names, list(rows)) for names, rows in groupby(rows, key=lambda row: (row["schema"], row["table"]))]
-        return described(self._generic, self._prefix, self._source, [rows for names, rows in tables if self._may_see(grant, *names)])
+        seen = (self._shown(grant, *names, rows) for names, rows in tables if self._may_see(grant, *names))
+        return described(self._generic, self._prefix, self._source, [rows for rows in seen if rows])
+
+    @staticmethod
+    def _shown(grant: Grant, schema: str, table: str, rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Without the columns that the token hides."""
+        hidden = grant.visibility.hidden((encode_token(schema), encode_token(table)))
+        return [row for row in rows if row["column"] not in hidden]
 
     def _may_see(self, grant: Grant, schema: str, table: str) -> bool:
         try:

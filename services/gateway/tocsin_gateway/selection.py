@@ -19,8 +19,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
-from tocsin.subject import Pattern
-from tocsin_gateway.change import Change, Fields, Values
+import msgspec
+
+from tocsin.subject import Pattern, encode_token
+from tocsin_gateway.change import Change, Fields, Values, exact
 from tocsin_gateway.condition import Where
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.visibility import Visibility
@@ -51,13 +53,15 @@ Judgement = Shown | Unseen | None
 class Selection:
     """Equal selections judge alike, and an event is judged once for all of them."""
 
-    __slots__ = ("_columns", "_hash", "_visibility", "_where")
+    __slots__ = ("_columns", "_hash", "_visibility", "_where", "routes")
 
-    def __init__(self, where: Where | None, columns: frozenset[str] | None, visibility: Visibility) -> None:
+    def __init__(self, where: Where | None, columns: frozenset[str] | None, visibility: Visibility, routes: frozenset[int] = frozenset()) -> None:
+        """`routes` are the places of the tokens of the route that the pattern names, where a rule may hide who has which."""
         self._where = where
         self._columns = columns
         self._visibility = visibility
-        self._hash = hash((where, columns, visibility))
+        self.routes = routes
+        self._hash = hash((where, columns, visibility, routes))
 
     @classmethod
     def of(cls, pattern: Pattern, where: Where | None, columns: frozenset[str] | None, visibility: Visibility) -> Selection | None:
@@ -65,10 +69,12 @@ class Selection:
         if not visibility.touches(pattern):
             visibility = _EVERYTHING
         plain = where is None and columns is None and visibility is _EVERYTHING
-        return None if plain else cls(where, columns, visibility)
+        named = () if visibility is _EVERYTHING else (at for at, token in enumerate(pattern.tokens) if at >= ROUTE_AT and token not in ("*", ">"))
+        return None if plain else cls(where, columns, visibility, frozenset(named))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Selection) and (self._where, self._columns, self._visibility) == (other._where, other._columns, other._visibility)
+        mine = (self._where, self._columns, self._visibility, self.routes)
+        return isinstance(other, Selection) and mine == (other._where, other._columns, other._visibility, other.routes)
 
     def __hash__(self) -> int:
         return self._hash
@@ -162,10 +168,28 @@ class _Judging:
         seen_new, seen_old = self._by_rule(_HAS_NEW, self._change.new), self._by_rule(_HAS_OLD, self._change.old)
         if seen_new is None or (seen_old is None and not seen_new):
             return Unseen(None if self._change.truncated else _forbidden(self._rule, _place(self._event.subject)[1]))
+        if self._rule is not None and self._change.op == "update" and self._by_the_unseen_route(new=seen_new, old=seen_old):
+            return None
         new, old = _both(seen_new, self._by_where(_HAS_NEW, self._change.new)), _both(seen_old, self._by_where(_HAS_OLD, self._change.old))
         if new is False and old is False:
             return None
         return Shown(self._payload(seen_new, seen_old is True), self._mark(new, old))
+
+    def _by_the_unseen_route(self, *, new: bool, old: bool | None) -> bool:
+        """Whether the subject is a route under which the row was never seen: by it one could find out where rows go to, and come from.
+
+        A copy has the old row's route; whoever saw the row there has the original, or is told by the copy that it left.
+        """
+        if self._event.copy:
+            return old is False
+        if new or not self._selection.routes:
+            return False
+        tokens, row, former = self._event.subject.split("."), self._change.new or {}, self._change.old or {}
+        changed: set[str] = set()
+        kept: set[str] = set()
+        for name, raw in row.items():
+            (kept if name in former and bytes(former[name]) == bytes(raw) else changed).add(_token(raw))
+        return any(tokens[at] in changed and tokens[at] not in kept for at in self._selection.routes if at < len(tokens))
 
     def _by_rule(self, ops: frozenset[str], row: Fields | None) -> bool | None:
         if self._change.op not in ops:
@@ -218,6 +242,12 @@ _HAS_NEW: Final = frozenset(("insert", "read", "update"))
 _HAS_OLD: Final = frozenset(("update", "delete"))
 ROUTE_AT: Final = 6
 """Tokens before the route: prefix, source, change, schema, table, op."""
+
+
+def _token(raw: msgspec.Raw) -> str:
+    """What the value is in a subject."""
+    value = exact(raw)
+    return encode_token(value if value is None or isinstance(value, str) else bytes(raw).decode())
 
 
 def _place(subject: str) -> tuple[str, tuple[str, str]]:

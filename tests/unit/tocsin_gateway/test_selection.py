@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tocsin.subject import Pattern
@@ -106,6 +106,44 @@ def test_no_value_of_a_row_outside_the_rule_and_no_hidden_column_leaves(before: 
         assert after is None or (b"100" not in shown.payload and b"200" not in shown.payload), "neither the new key nor the new route"
     if not sees_before:
         assert b"before" not in shown.payload
+
+
+branches = st.fixed_dictionaries({"customer": st.integers(1, 2), "branch": st.sampled_from(["1", "2", "north", "south"]), "total": st.sampled_from([1, 2, 77])})
+
+
+@example([{"customer": 1, "branch": "south", "total": 77}, {"customer": 2, "branch": "north", "total": 77}], "north", "changed")
+@example([{"customer": 2, "branch": "north", "total": 77}, {"customer": 1, "branch": "south", "total": 77}], "north", "changed")
+@given(st.lists(st.none() | branches, max_size=12), st.sampled_from(["1", "north"]), st.sampled_from(["full", "changed"]))
+def test_under_a_rule_a_route_tells_of_the_rows_that_were_seen_there_and_of_no_other(history: list[Row | None], route: str, old: str) -> None:
+    """Else `orders.*.north`, `orders.*.south` … would tell where a row went that left what the rule shows, and where one came from.
+
+    What is told makes exactly the set of the rows of the route that the rule shows, whatever other columns have the text of the route.
+    """
+    pattern = Pattern(f"pg.shop.change.public.orders.*.{route}")
+    selection = Selection.of(pattern, None, None, Visibility.from_claims({"public.orders": {"customer": {"eq": 1}}}, {}))
+    assert selection is not None
+    before: Row | None = None
+    here = False
+    for after in history:
+        if before is None and after is None:
+            continue
+        routes = [row["branch"] for row in (after, before) if row is not None]
+        was_here, is_here = (row is not None and row["customer"] == 1 and row["branch"] == route for row in (before, after))
+        marks: list[str | None] = []
+        for copy, at in enumerate(dict.fromkeys(routes)):
+            event = change_event(before and {"id": 5, **before}, after and {"id": 5, **after}, old)
+            event.subject, event.copy = f"{event.subject}.{at}", copy == 1
+            found = told(selection, event) if pattern.matches(event.subject) else None
+            marks += [] if found is None else [found[0]]
+        assert len(marks) <= 1
+        ambiguous = {"1", "2"} & set(routes)  # the text of another column too
+        assert was_here or is_here or ambiguous or not marks, "nothing of a row that was not here and is not"
+        moved = before is not None and after is not None and before["branch"] != after["branch"]
+        # A move is told under both routes: under the old one `stay`, where the rule shows the row here and there; it is the subject that says where it went.
+        here = (here or marks[:1] == ["enter"]) and marks[:1] != ["leave"] and not (moved and marks[:1] == ["stay"] and routes[0] != route)
+        here = here or (moved and marks[:1] == ["stay"] and routes[0] == route)
+        assert here == is_here
+        before = after
 
 
 @pytest.mark.parametrize("condition", [{"eq": "x"}, {"ne": "y"}, {"null": False}, {"null": True}, {"gte": ""}])
