@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import secrets
-import sys
 import time
-from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -18,12 +15,13 @@ from typing import Final
 import asyncpg
 
 from tocsin_check.fence import Mark
-from tocsin_check.judgement import BATCH, both, judge, version_of
+from tocsin_check.judgement import BATCH, both, judge
 from tocsin_check.pace import Pace
 from tocsin_check.reading import Part, Reading
+from tocsin_check.search import Search
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
-from tocsin_check.verdict import DRIFT, Case, Key, Seen, Verdict, Version
+from tocsin_check.verdict import DRIFT, Case, Key, Verdict
 
 FIRST_BLOCK: Final = 50_000
 LARGEST_BLOCK: Final = 100_000
@@ -35,6 +33,8 @@ BUCKETS: Final = 1024
 GREATEST: Final[Mapping[str, int]] = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
 # Rows that do not lie in the key's order are better read by a range, whose pages the planner can take in their own order.
 _IN_ORDER: Final = "SELECT abs(correlation) > 0.9 FROM pg_stats WHERE schemaname::text = $1 AND tablename::text = $2 AND attname::text = $3 AND NOT inherited"
+MOST_HELD: Final = 8
+"""Blocks that wait at most until what drifted in them is judged together, at full speed."""
 AHEAD: Final = 3
 """Blocks under way at once at full speed: one is read on the source, one waits for its fence, one is read on the replica."""
 GENTLY_AHEAD: Final = 2
@@ -114,7 +114,8 @@ class TableAudit:
         self._fine = False
         self._in_order: bool | None = None
         self._seed = secrets.randbits(62)
-        self._at_source = 0.0
+        self._search = Search(sides, table, self._seed, patience)
+        self._bits: int | None = None
         self._source_free, self._replica_free = asyncio.Lock(), asyncio.Lock()
         self._ahead = asyncio.Semaphore(AHEAD if self._pace.fast else GENTLY_AHEAD)
 
@@ -142,21 +143,52 @@ class TableAudit:
         blocks.put_nowait(None)
 
     async def _compare_blocks(self, blocks: asyncio.Queue[Block | None], outcome: Outcome) -> None:
+        """Where blocks differ some are held back, so that what drifted in them is searched and judged at once, under one fence."""
+        held: list[tuple[Block, list[Part]]] = []
         while (block := await blocks.get()) is not None:
             async with self._replica_free:
                 theirs = await self._replica_digests(block)
-            before = sum(outcome.counts.values())
+            parts: list[Part] = []
             if theirs != block.digests:
                 async with self._source_free, self._replica_free:
-                    await self._resolve(block, theirs, outcome)
+                    parts = await self._parts(block, theirs)
             # Where one block has drifted the next one probably has, too, and is cut at its first reading.
-            self._fine = sum(outcome.counts.values()) > before
+            self._fine = bool(parts)
+            held.append((block, parts))
+            buckets = [MOST_UNEQUAL if part.buckets is None else len(part.buckets) for _, searched in held for part in searched]
+            if not buckets or sum(buckets) >= MOST_UNEQUAL or len(held) >= MOST_HELD or not self._pace.fast:
+                await self._settle(held, outcome)
+                held = []
+            self._ahead.release()
+        await self._settle(held, outcome)
+
+    async def _settle(self, held: list[tuple[Block, list[Part]]], outcome: Outcome) -> None:
+        """Judge what differs in these blocks, and tell of each, in their order."""
+        begun = self._search.at_source
+        found: list[list[Case]] = [[] for _ in held]
+        parts = [(i, part) for i, (_, searched) in enumerate(held) for part in searched]
+        cut = [pair for pair in parts if pair[1].buckets is not None]
+        for batch in ([cut] if cut else []) + [[pair] for pair in parts if pair[1].buckets is None]:
+            async with self._source_free, self._replica_free:
+                suspects = await self._search.suspects([part for _, part in batch])
+                await self._judge([case for cases in suspects for case in cases])
+            for (i, _), cases in zip(batch, suspects, strict=True):
+                found[i] += cases
+        # Without the fences: to wait for the replica costs the source nothing, and must not earn a rest.
+        seconds = self._search.at_source - begun
+        outcome.source_seconds += seconds
+        self._pace.spent(seconds, 0)
+        for (block, _), cases in zip(held, found, strict=True):
+            outcome.take(cases)
             outcome.rows += block.rows
             outcome.blocks += 1
             outcome.reached = block.high
             if self._on_block is not None:
                 await self._on_block(outcome)
-            self._ahead.release()
+
+    async def _judge(self, cases: Sequence[Case]) -> None:
+        for first in range(0, len(cases), BATCH):
+            await judge(self._sides, self._table, cases[first : first + BATCH], patience=self._patience)
 
     async def run_keys(self, keys: Sequence[Key]) -> Outcome:
         """Judge only these keys, given as text that PostgreSQL reads. Raises as `run`, and DataError for what is no key."""
@@ -165,7 +197,9 @@ class TableAudit:
         for first in range(0, len(keys), BATCH):
             sql, arguments = self._table.source.canonical_sql(keys[first : first + BATCH])
             found = dict.fromkeys(tuple(row["k"]) for row in await self._sides.source.fetch(sql, *arguments))
-            await self._judge([Case(key) for key in found], outcome)
+            cases = [Case(key) for key in found]
+            await self._judge(cases)
+            outcome.take(cases)
             outcome.keys |= found.keys()
         outcome.rows = len(outcome.keys)
         outcome.source_seconds = time.monotonic() - begun
@@ -179,7 +213,7 @@ class TableAudit:
                 await self._pace.clear(self._sides)
         async with self._source_free:
             begun = time.monotonic()
-            block = await (self._read_piece(low) if self._in_order and not self._fine else self._read_range(low))
+            block = await (self._read_piece(low) if self._in_order else self._read_range(low))
             if self._in_order is None and block.high is not None:
                 self._in_order = await self._lies_in_order()
             seconds = time.monotonic() - begun
@@ -201,11 +235,13 @@ class TableAudit:
     async def _read_piece(self, low: Key | None) -> Block:
         """The block ends just after the last key that was read, where it is full and a greater key can be."""
         reading, limit = self._table.source, self._block
-        sql, arguments = reading.piece_sql(low, limit, self._seed)
-        row = await self._sides.source.fetchrow(sql, *arguments)
-        assert row is not None
-        goes_on = row["rows"] == limit and row["last"] < GREATEST[reading.key[0].type]
-        return Block(low, (str(row["last"] + 1),) if goes_on else None, None, {0: (row["rows"], row["h"])})
+        shift = self._bits if self._fine else None
+        sql, arguments = reading.piece_sql(low, limit, self._seed, shift)
+        found = await self._sides.source.fetch(sql, *arguments)
+        digests = {row["bucket"]: (row["rows"], row["h"]) for row in found}
+        last = max((row["last"] for row in found if row["last"] is not None), default=0)
+        goes_on = sum(rows for rows, _ in digests.values()) == limit and last < GREATEST[reading.key[0].type]
+        return Block(low, (str(last + 1),) if goes_on else None, shift, digests)
 
     async def _lies_in_order(self) -> bool:
         source, replica, name = self._table.source, self._table.replica, self._table.name
@@ -221,7 +257,7 @@ class TableAudit:
         return min(62, max(0, (width // BUCKETS).bit_length()))
 
     async def _digests(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, shift: int | None) -> Digests:
-        with self._timed(connection):
+        with self._search.timed(connection):
             if shift is None:
                 sql, arguments = reading.digest_sql(low, high, self._seed)
                 row = await connection.fetchrow(sql, *arguments)
@@ -229,16 +265,6 @@ class TableAudit:
                 return {0: (int(row["rows"]), int(row["h"]))}
             sql, arguments = reading.buckets_sql(low, high, self._seed, shift)
             return {row["bucket"]: (row["rows"], row["h"]) for row in await connection.fetch(sql, *arguments)}
-
-    @contextlib.contextmanager
-    def _timed(self, connection: asyncpg.Connection) -> Iterator[None]:
-        """Counts what the source is asked to do."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            if connection is self._sides.source:
-                self._at_source += time.monotonic() - begun
 
     def _adapt(self, seconds: float) -> None:
         """Blocks of about the pace's slice by a moving average."""
@@ -249,16 +275,6 @@ class TableAudit:
         assert block.mark is not None
         await self._sides.fence.arrived(block.mark, self._patience)
         return await self._digests(self._sides.replica, self._table.replica, block.low, block.high, block.shift)
-
-    async def _resolve(self, block: Block, theirs: Digests, outcome: Outcome) -> None:
-        """Find the rows that make a block differ, and judge them."""
-        begun = self._at_source
-        for part in await self._parts(block, theirs):
-            await self._judge(await self._suspects(part), outcome)
-        # Without the fences: to wait for the replica costs the source nothing, and must not earn a rest.
-        seconds = self._at_source - begun
-        outcome.source_seconds += seconds
-        self._pace.spent(seconds, 0)
 
     async def _parts(self, block: Block, theirs: Digests) -> list[Part]:
         """What of a block has to be searched.
@@ -274,7 +290,7 @@ class TableAudit:
             return [Part(*bound) for bound in itertools.pairwise([low, *bounds, high])]
         shift, ours = block.shift, block.digests
         if shift is None and source.divisible:
-            shift = await self._shift(low, high)
+            shift = self._bits = await self._shift(low, high)
             ours, theirs = await both(
                 self._digests(self._sides.source, source, low, high, shift), self._digests(self._sides.replica, replica, low, high, shift)
             )
@@ -282,61 +298,3 @@ class TableAudit:
         if shift is None or len(unequal) > MOST_UNEQUAL:
             return [Part(low, high)]
         return [Part(low, high, shift, unequal)] if unequal else []
-
-    async def _suspects(self, part: Part) -> list[Case]:
-        """Cases for the rows of the part whose hashes are not on both sides, as each side showed them in one snapshot, with a fence between.
-
-        Each side's two statements share a snapshot, which lives no longer than this; so a row can't escape by changing between them.
-        """
-        source, replica = self._sides.source, self._sides.replica
-        async with source.transaction(isolation="repeatable_read", readonly=True):
-            ours = await self._hashes(source, self._table.source, part)
-            await self._fenced()
-            async with replica.transaction(isolation="repeatable_read", readonly=True):
-                theirs = await self._hashes(replica, self._table.replica, part)
-                unequal = self._unequal(ours, theirs)
-                if not unequal:
-                    return []
-                listed, copied = await both(self._listed(source, self._table.source, part, unequal), self._listed(replica, self._table.replica, part, unequal))
-        cases = []
-        for key in listed | copied:
-            case = Case(key)
-            case.read(listed.get(key, ()))
-            case.fenced(copied.get(key, ()))
-            cases.append(case)
-        return cases
-
-    async def _hashes(self, connection: asyncpg.Connection, reading: Reading, part: Part) -> array[int]:
-        sql, arguments = reading.hashes_sql(part, self._seed)
-        with self._timed(connection):
-            found = array("q", await connection.fetchval(sql, *arguments) or b"")
-        if sys.byteorder == "little":
-            found.byteswap()
-        return found
-
-    def _unequal(self, ours: array[int], theirs: array[int]) -> list[int]:
-        """Hashes that are not equally often on both sides. Under a unique key each counts once, and sets are much faster."""
-        if self._table.source.unique:
-            return list(set(ours) ^ set(theirs))
-        one, other = Counter(ours), Counter(theirs)
-        return [*(one - other), *(other - one)]
-
-    async def _listed(self, connection: asyncpg.Connection, reading: Reading, part: Part, hashes: Sequence[int]) -> dict[Key, Seen]:
-        sql, arguments = reading.listed_sql(part, self._seed, hashes)
-        versions: dict[Key, list[Version]] = {}
-        with self._timed(connection):
-            rows = await connection.fetch(sql, *arguments)
-        for row in rows:
-            versions.setdefault(tuple(row["k"]), []).append(version_of(row))
-        return {key: tuple(sorted(found)) for key, found in versions.items()}
-
-    async def _judge(self, cases: Sequence[Case], outcome: Outcome) -> None:
-        for first in range(0, len(cases), BATCH):
-            batch = cases[first : first + BATCH]
-            await judge(self._sides, self._table, batch, patience=self._patience)
-            outcome.take(batch)
-
-    async def _fenced(self) -> Mark:
-        mark = await self._sides.fence.mark()
-        await self._sides.fence.arrived(mark, self._patience)
-        return mark

@@ -36,7 +36,7 @@ SHARE: Final = 0.05
 STALE_AFTER: Final = 6
 """A proof is stale once it is older than so many intervals."""
 REST_BEFORE_FOLLOWED: Final = 1
-"""A full audit may take half of the time where it is the last one for long: from it on the event stream tells what to read."""
+"""A full audit may follow at once where it is the last one for long: from it on the event stream tells what to read."""
 
 log = structlog.get_logger("tocsin.check")
 
@@ -169,6 +169,7 @@ class Checker:
     async def _session(self) -> None:
         await self._unfinished.loaded.wait()
         async with open_sides(self._source_url, self._replica_url) as sides:
+            await self._unfinished.meet(sides)
             while True:
                 tables = await self.take_stock(sides)
                 await self._serve_asked(sides, tables)

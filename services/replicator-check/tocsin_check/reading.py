@@ -89,13 +89,18 @@ class Reading:
         rows = f"SELECT {bucket} AS bucket, {hashed} AS h FROM {self.relation} AS t{where} OFFSET 0"
         return f"SELECT bucket, count(*) AS rows, bit_xor(h) AS h FROM ({rows}) AS hashed GROUP BY 1", arguments
 
-    def piece_sql(self, low: Key | None, limit: int, seed: int) -> tuple[str, list[Any]]:
-        """rows, h as digest_sql, and the last key, of the first `limit` rows from `low` on: a divisible block bounded and read in one pass."""
+    def piece_sql(self, low: Key | None, limit: int, seed: int, shift: int | None = None) -> tuple[str, list[Any]]:
+        """bucket, rows, h as buckets_sql, and the last key, of the first `limit` rows from `low` on: a divisible block bounded and read in one pass.
+
+        Without `shift` there is the one bucket 0.
+        """
         where, arguments = self._where(low, None)
         hashed = row_hash(self.columns, seed, native=self.native)
         key = self.key[0].expression
         rows = f"SELECT {hashed} AS h, {key} AS k FROM {self.relation} AS t{where} ORDER BY {key} LIMIT ${len(arguments) + 1}::bigint"
-        return f"SELECT count(*) AS rows, coalesce(bit_xor(h), 0) AS h, max(k)::bigint AS last FROM ({rows}) AS piece", [*arguments, limit]
+        bucket, group = ("0", "") if shift is None else (f"k::bigint >> {int(shift)}", " GROUP BY 1")
+        sql = f"SELECT {bucket} AS bucket, count(*) AS rows, coalesce(bit_xor(h), 0) AS h, max(k)::bigint AS last FROM ({rows}) AS piece{group}"
+        return sql, [*arguments, limit]
 
     def hashes_sql(self, part: Part, seed: int) -> tuple[str, list[Any]]:
         """The hashes of all rows in the part in one bytea, eight bytes each in network order; in no order."""

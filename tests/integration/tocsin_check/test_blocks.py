@@ -9,6 +9,9 @@ import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
 from tocsin_check import audit as audit_module
+from tocsin_check.checker import Checker
+from tocsin_check.sides import open_sides
+from tocsin_check.table import Comparable
 
 Setup = Callable[..., Awaitable[None]]
 
@@ -43,3 +46,28 @@ async def test_every_drifted_row_is_found_at_the_edges_of_blocks_too(
     missing = 4000 + 15 - await replica.fetchval("SELECT count(*) FROM t")
     report = (await audit())["public.t"]
     assert (report.different, report.missing, report.extra) == (different, missing, 15)
+
+
+async def test_what_drifted_in_several_blocks_is_judged_at_once_and_counted_where_it_is(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block is told in its order, with its own drift; and what is searched costs far fewer fences than one a block."""
+    monkeypatch.setattr(audit_module, "FIRST_BLOCK", 500)
+    monkeypatch.setattr(audit_module, "LARGEST_BLOCK", 100)
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 4000) i; ANALYZE t")
+    await setup("t")
+    wrong = [1, *range(650, 2000, 100), 2001, 3999]
+    await replica.execute("UPDATE t SET v = 'drift' WHERE id = ANY ($1::int[])", wrong)
+    told: list[tuple[int, int]] = []
+
+    async def on_block(outcome: audit_module.Outcome) -> None:
+        told.append((int(outcome.reached[0]) if outcome.reached is not None else 4001, len(outcome.drifted)))
+
+    async with open_sides(source_url, replica_url) as sides:
+        [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
+        outcome = await audit_module.TableAudit(sides, table, on_block=on_block).run()
+        marks = (await sides.fence.mark()).number - 1
+    assert [int(case.key[0]) for case in outcome.drifted] == wrong
+    assert told == [(end, sum(key < end for key in wrong)) for end, _ in told]
+    assert (len(told), told[-1]) == (outcome.blocks, (4001, len(wrong)))
+    assert marks - outcome.blocks <= len(wrong) / 2
