@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def test_the_wheel_holds_each_file_of_the_four_packages_and_no_other(tree: Path,
 def test_nothing_that_is_a_secret_or_a_test_gets_out(source: Path, wheel: zipfile.ZipFile) -> None:
     names = [*wheel.namelist(), *(str(file.relative_to(source)) for file in source.rglob("*"))]
     assert not [name for name in names if set(Path(name).parts) & set(NEVER)]
+
+
+def test_the_source_distribution_holds_what_its_own_image_is_built_from(source: Path) -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (source / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    assert copied
+    assert [name for names in copied for name in names.split() if not (source / name).exists()] == []
 
 
 def test_the_source_distribution_builds_the_same_wheel(source: Path, wheel: zipfile.ZipFile) -> None:
