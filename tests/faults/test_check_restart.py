@@ -138,3 +138,25 @@ async def test_an_audit_that_was_asked_for_goes_on_after_kill_9_under_its_name(p
         progress = await until(done)
         assert (progress["done"], progress["total"], progress["rows"]) == (1, 1, ROWS)
         await ended(client, started)
+
+
+@pytest.mark.slow
+async def test_nothing_goes_on_between_other_databases(pair: Pair, nats_server: servers.Server) -> None:  # noqa: F811
+    """What was noted says that another source was read: as after a move of the source, or a backup of the replica that was restored."""
+    await filled(pair)
+    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (_, child):
+        started = await killed(pair, child)
+    async with pair.on(pair.replica) as replica:
+        await replica.execute(
+            "UPDATE tocsin_check.unfinished SET state = jsonb_set(state, '{shape}', to_jsonb(md5(state->>'shape'))) WHERE what = 'table public.t'"
+        )
+        await replica.execute("UPDATE t SET v = 'after' WHERE id = 9")
+    async with checker(pair, nats_server.url) as (client, _):
+
+        async def proven() -> dict[str, Any] | None:
+            report = (await client.get("/drift/public.t")).json()
+            return report if report["verified_at"] is not None else None
+
+        report = await until(proven)
+        assert report["verified_at"].rstrip("Z") > started.rstrip("Z")
+        assert report["different"] == 3

@@ -23,6 +23,7 @@ from tocsin.sql import load_queries
 from tocsin_check import sessions
 from tocsin_check.asked import Asked, Audit
 from tocsin_check.audit import Outcome
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Case, Stage, Verdict
 
@@ -45,7 +46,7 @@ class KeptCase(BaseModel):
 
 
 class Begun(BaseModel):
-    """An audit that has not come to its end. `shape` tells whether the table is still compared in the same way."""
+    """An audit that has not come to its end. `shape` tells whether the table is still compared in the same way, between the same databases."""
 
     shape: str
     started: datetime
@@ -82,10 +83,11 @@ class Reached:
     outcome: Outcome
     then: Outcome
     cases: tuple[int, int]
+    pair: str
 
     @staticmethod
-    def of(table: Comparable, outcome: Outcome) -> Reached:
-        return Reached(table, outcome, replace(outcome, counts=Counter(outcome.counts)), (len(outcome.drifted), len(outcome.pending)))
+    def of(table: Comparable, outcome: Outcome, pair: str = "") -> Reached:
+        return Reached(table, outcome, replace(outcome, counts=Counter(outcome.counts)), (len(outcome.drifted), len(outcome.pending)), pair)
 
     def begun(self) -> Begun:
         drifted, pending = self.cases
@@ -96,7 +98,7 @@ class Reached:
             if case.verdict is not None
         ]
         return Begun(
-            shape=shape_of(self.table),
+            shape=shape_of(self.table, self.pair),
             started=self.then.started,
             position=self.then.position,
             rows=self.then.rows,
@@ -107,8 +109,8 @@ class Reached:
         )
 
 
-def shape_of(table: Comparable) -> str:
-    return hashlib.sha256(repr(table).encode()).hexdigest()
+def shape_of(table: Comparable, pair: str = "") -> str:
+    return hashlib.sha256(f"{pair} {table!r}".encode()).hexdigest()
 
 
 class Unfinished:
@@ -121,9 +123,14 @@ class Unfinished:
         self._replica_url = replica_url
         self._begun: dict[str, Begun | Reached] = {}
         self._written: dict[str, object] = {}
+        self._pair = ""
         self.loaded = asyncio.Event()
         if replica_url is None:
             self.loaded.set()
+
+    async def meet(self, sides: Sides) -> None:
+        """Nothing goes on between other databases, nor after one was restored or promoted: what was read may be gone."""
+        self._pair = " ".join([str(await side.fetchval(_SQL["identity"])) for side in (sides.source, sides.replica)])
 
     def begun(self, table: Comparable, since: datetime | None = None) -> Outcome | None:
         """Where an audit of the table stopped, if it was begun after `since`; None where it has to be read from its beginning."""
@@ -131,14 +138,14 @@ class Unfinished:
         if kept is None:
             return None
         begun = kept.begun() if isinstance(kept, Reached) else kept
-        return begun.outcome() if begun.shape == shape_of(table) and (since is None or begun.started >= since) else None
+        return begun.outcome() if begun.shape == shape_of(table, self._pair) and (since is None or begun.started >= since) else None
 
     def note(self, table: Comparable, outcome: Outcome) -> None:
         """After a block."""
         if outcome.reached is None or len(outcome.drifted) + len(outcome.pending) > MOST_CASES:
             self.forget(str(table.name))
         else:
-            self._begun[str(table.name)] = Reached.of(table, outcome)
+            self._begun[str(table.name)] = Reached.of(table, outcome, self._pair)
 
     def forget(self, name: str) -> None:
         """The audit of the table has come to its end."""

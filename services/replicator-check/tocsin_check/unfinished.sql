@@ -6,6 +6,9 @@ COMMENT ON TABLE tocsin_check.unfinished IS 'Audits under way, written by tocsin
 -- name: exists
 SELECT to_regclass('tocsin_check.unfinished') IS NOT NULL AND has_table_privilege('tocsin_check.unfinished', 'SELECT, INSERT, UPDATE, DELETE')
 
+-- name: identity
+SELECT current_database() || ' ' || (SELECT system_identifier FROM pg_control_system()) || ' ' || (SELECT timeline_id FROM pg_control_checkpoint())
+
 -- name: left
 -- What was written within a day.
 SELECT what, state::text AS state FROM tocsin_check.unfinished WHERE at > now() - interval '1 day' ORDER BY at, what
