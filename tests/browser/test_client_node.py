@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from tests.support.pipeline import Pipeline
+from tests.support.scripted_gateway import scripted_gateway
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients/tocsin.js"
@@ -114,6 +115,40 @@ async def test_a_snapshot_brings_the_rows_and_then_what_changes(running: Pipelin
     rows = [line["row"] for line in client.said if "row" in line]
     assert sorted(row["id"] for row in rows) == list(range(1, 21))
     assert [line["mark"] for line in client.said if "mark" in line] == ["snapshot-begin", "snapshot-end"]
+
+
+async def test_clients_that_a_gateway_sends_away_do_not_come_back_as_one(folder: Path) -> None:
+    """Closed with 1012 in one moment; half of each pause is chance."""
+    script = """
+      const [client, url] = process.argv.slice(1);
+      const { subscribe } = await import(client);
+      const pauses = [];
+      for (let number = 0; number < 20; number++) {
+        let left = null;
+        const live = subscribe("pg.>", { url, token: `of client ${number}`, transport: "websocket", onState: (state) => {
+          if (state === "retrying") left = performance.now();
+          if (state !== "connecting" || left === null) return;
+          pauses.push(performance.now() - left);
+          queueMicrotask(() => live.close());
+          if (pauses.length === 20) console.log(JSON.stringify(pauses));
+        }, onError: () => {} });
+      }"""
+    async with scripted_gateway() as gateway:
+        gateway.closes = [(1012, "restarting")] * 20
+        node = await asyncio.create_subprocess_exec(
+            *("node", "--experimental-websocket", "--input-type=module", "--eval", script, (folder / "client.mjs").as_uri(), gateway.url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(30):
+                pauses = msgspec.json.decode(await node.stdout.readline(), type=list[float])  # type: ignore[union-attr]
+        finally:
+            if node.returncode is None:
+                node.kill()
+            await node.wait()
+    assert len(pauses) == 20
+    assert min(pauses) >= 45
+    assert max(pauses) - min(pauses) >= 15
 
 
 async def test_a_refusal_ends_it_with_its_code(running: Pipeline, folder: Path) -> None:

@@ -36,7 +36,7 @@ def _default(value: Any) -> str:
     if value is None or value == () or isinstance(value, SecretStr):
         return ""
     if isinstance(value, timedelta):
-        return f"`{value.days}d`"
+        return f"`{value.days}d`" if value >= timedelta(days=1) else f"`{value.total_seconds():g}s`"
     if isinstance(value, ByteSize):
         return f"`{value.human_readable().replace('.0', '')}`"
     return f"`{int(value)}`" if isinstance(value, bool) else f"`{value}`"
