@@ -19,10 +19,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
-from tocsin.subject import Pattern, encode_token
-from tocsin_gateway.change import Change, Fields, Values, exact
+from tocsin.subject import Pattern
+from tocsin_gateway.change import Change, Fields, Values
+from tocsin_gateway.concealment import ROUTE_AT, route_token, shown_subject
 from tocsin_gateway.condition import Where
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.visibility import Visibility
@@ -188,7 +187,7 @@ class _Judging:
         changed: set[str] = set()
         kept: set[str] = set()
         for name, raw in row.items():
-            (kept if name in former and bytes(former[name]) == bytes(raw) else changed).add(_token(raw))
+            (kept if name in former and bytes(former[name]) == bytes(raw) else changed).add(route_token(raw))
         return any(tokens[at] in changed and tokens[at] not in kept for at in self._selection.routes if at < len(tokens))
 
     def _by_rule(self, ops: frozenset[str], row: Fields | None) -> bool | None:
@@ -225,9 +224,10 @@ class _Judging:
         new = None if change.new is None else project(change.new, self._hidden)
         old = None if change.sent_old is None or not seen_old else project(change.sent_old, self._hidden)
         key = _without(change.key, self._hidden)
-        if _same(new, change.new) and _same(old, change.sent_old) and _same(key, change.key):
+        subject = shown_subject(event.subject, change, self._hidden)
+        if _same(new, change.new) and _same(old, change.sent_old) and _same(key, change.key) and subject == event.subject:
             return event.payload
-        return event.message(event.subject, change.body(key, new, old, subject=_same(key, change.key)))
+        return event.message(subject, change.body(key, new, old, subject=_same(key, change.key)))
 
     def _gone(self) -> bytes:
         """The row has left what the rule shows: its old key alone, and not even the new route."""
@@ -240,14 +240,6 @@ class _Judging:
 
 _HAS_NEW: Final = frozenset(("insert", "read", "update"))
 _HAS_OLD: Final = frozenset(("update", "delete"))
-ROUTE_AT: Final = 6
-"""Tokens before the route: prefix, source, change, schema, table, op."""
-
-
-def _token(raw: msgspec.Raw) -> str:
-    """What the value is in a subject."""
-    value = exact(raw)
-    return encode_token(value if value is None or isinstance(value, str) else bytes(raw).decode())
 
 
 def _place(subject: str) -> tuple[str, tuple[str, str]]:

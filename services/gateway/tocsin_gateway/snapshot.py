@@ -22,10 +22,11 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin.sql import load_queries
 from tocsin.subject import Pattern, SubjectError, decode_token, encode_token
 from tocsin_gateway.change import as_json, fields_of
+from tocsin_gateway.concealment import ROUTE_AT
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.protocol import ProtocolError
 from tocsin_gateway.pushdown import pushed
-from tocsin_gateway.selection import ROUTE_AT, Selection, Unseen
+from tocsin_gateway.selection import Selection, Unseen
 
 log = structlog.get_logger("tocsin.gateway")
 

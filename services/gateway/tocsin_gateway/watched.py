@@ -15,6 +15,7 @@ from tocsin.errors import TocsinError
 from tocsin.sql import load_queries
 from tocsin.subject import Pattern, encode_token
 from tocsin_gateway import protocol
+from tocsin_gateway.concealment import ROUTE_AT, check_route
 from tocsin_gateway.grant import Grant
 from tocsin_gateway.protocol import Code, ProtocolError, Subscribe
 from tocsin_gateway.visibility import Table
@@ -63,13 +64,19 @@ class Watched:
         return found if not found or wanted <= set(found) else _columns(await self.rows(AGAIN_SECONDS), table)
 
     async def check(self, request: Subscribe, grant: Grant | None) -> None:
-        """Refuse a column in `where` or `select` that the one table of the pattern does not have, or that the token hides. Raises ProtocolError.
+        """Refuse a column in `where` or `select` that the one table of the pattern does not have, or that the token hides; that one in the route too.
 
-        What several tables match, another source's table and one that is not known are not checked. Only who may have the table is told its columns.
+        What several tables match, another source's table and one that is not known are not checked. Only who may have the table is told its
+        columns. Raises ProtocolError.
         """
-        if grant is None or (not request.where and not request.select):
+        if grant is None:
             return
         pattern = protocol.checked_pattern(request)
+        if grant.visibility.touches(pattern) and len(pattern.tokens) > ROUTE_AT:
+            grant.check(pattern, request.id)
+            check_route(pattern, request.id, grant, await self.rows())
+        if not request.where and not request.select:
+            return
         where, select = protocol.checked_where(request), protocol.checked_select(request)
         table = self.one_table(pattern)
         if table is None:

@@ -164,6 +164,34 @@ async def test_no_question_tells_what_a_hidden_column_holds(shop: tuple[RunningG
     assert (b'"note"' in described_here, b'"note"' in described_there) == (False, True)
 
 
+async def test_a_route_tells_nothing_of_a_hidden_column(shop: tuple[RunningGateway, str, asyncpg.Connection]) -> None:
+    """The table is routed by the customer: neither does a subject say whose a row is, nor which events come for a subject that names one."""
+    gateway, name, source = shop
+    for write in (*WRITES.strip().splitlines()[:7], f"INSERT INTO orders VALUES (8, 42, '{LAST.decode()}', '')"):
+        await source.execute(write)
+    table, named = f"pg.{name}.change.public.orders.>", f"pg.{name}.change.public.orders.*.{STRANGER}"
+    hidden = {"public.orders": ["customer"]}
+    wide, narrow = token(hidden=hidden), token(hidden=hidden, subscribe=[table])
+    all_tables = f"pg.{name}.change.*.*.*.{STRANGER}"
+    seen = ((table, "start"), (table, "snapshot"), ("pg.>", "start"))
+    refused = ((wide, named, "start"), (wide, named, "snapshot"), (wide, all_tables, "start"), (narrow, named, "start"), (narrow, named, "snapshot"))
+    sockets = [over_socket(gateway, wide, {"subject": subject, "since": since}) for subject, since in seen]
+    sockets += [over_socket(gateway, bearer, {"subject": subject, "since": since}) for bearer, subject, since in refused]
+    pages = [over_http(gateway, wide, path, subject=subject, since="start") for path in ("/events", "/sse") for subject in (named, all_tables)]
+    # Who is allowed this one route knows whose rows they are; and a hidden column that is no route takes none from who names one, or reads it.
+    allowed = over_socket(gateway, token(hidden=hidden, subscribe=[named]), {"subject": named, "since": "start"})
+    other = over_socket(gateway, token(hidden={"public.orders": ["note"]}), {"subject": named, "since": "start"})
+    *said, pinned, by_note = await asyncio.gather(*sockets, *pages, allowed, other)
+    for number, (subject, since) in enumerate(seen):
+        assert LAST in said[number], (subject, since)
+        assert str(STRANGER).encode() not in said[number], (subject, since)
+    for answer in said[len(seen) :]:
+        assert b'"forbidden"' in answer
+        assert not {b'"event":', b'"row"'} & {part for part in (b'"event":', b'"row"') if part in answer}
+    assert pinned.count(b'"op":"event"') == 5
+    assert f"orders.insert.{STRANGER}".encode() in by_note
+
+
 async def until_last(gateway: RunningGateway, bearer: str) -> bytes:
     said = b""
     offered = [Subprotocol("tocsin"), Subprotocol(f"bearer.{bearer}")]
