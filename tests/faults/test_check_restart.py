@@ -98,7 +98,13 @@ async def ended(client: httpx.AsyncClient, started: str) -> None:
 async def test_a_full_audit_goes_on_after_kill_9_with_what_it_had_found(pair: Pair, nats_server: servers.Server) -> None:  # noqa: F811
     """What was proven is what it was when the first process began."""
     await filled(pair)
-    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (_, child):
+    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (client, child):
+
+        async def told() -> bool | None:
+            report = (await client.get("/drift/public.t")).json()
+            return True if report["status"] == "unknown" and "its first audit is under way" in (report["reason"] or "") else None
+
+        await until(told)
         started = await killed(pair, child)
     async with checker(pair, nats_server.url) as (client, _), pair.on(pair.replica) as replica:
         await ended(client, started)

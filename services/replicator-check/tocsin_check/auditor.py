@@ -71,6 +71,7 @@ class Auditor:
 
         async def noted(outcome: Outcome) -> None:
             self._unfinished.note(table, outcome)
+            self._ledger.under_way(name, outcome.rows)
             if on_block is not None:
                 await on_block(outcome)
 

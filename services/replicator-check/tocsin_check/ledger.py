@@ -128,6 +128,12 @@ class Ledger:
         if entry.report.status != "drift" or status == "unauditable":
             entry.report = entry.report.model_copy(update={"status": status, "reason": reason})
 
+    def under_way(self, name: str, rows: int) -> None:
+        """Of a table's first audit, which may take hours: how far it is."""
+        entry = self._entries.get(name)
+        if entry is not None and entry.audited is None and entry.report.status == "unknown":
+            entry.report = entry.report.model_copy(update={"reason": f"its first audit is under way: {rows:,} rows are read"})
+
     def unproven(self, name: str) -> bool:
         """Whether no audit of the table has come to an end yet."""
         entry = self._entries.get(name)
