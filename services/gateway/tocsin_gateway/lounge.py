@@ -29,6 +29,7 @@ class _Seat:
     pattern: Pattern
     messages: bool
     presence: bool
+    user: str | None
     member: Member | None = None
     task: asyncio.Task[None] | None = None
 
@@ -70,10 +71,10 @@ class Lounge:
         messages = self._live.concerns(pattern)
         if not messages and not request.presence:
             return
-        seat = self._seats[request.id] = _Seat(request.id, pattern, messages, request.presence)
+        seat = self._seats[request.id] = _Seat(request.id, pattern, messages, request.presence, grant.user)
         if messages:
             self._metrics.subscriptions.inc()
-        seat.task = self._tasks.create_task(self._begin(seat, grant))
+        seat.task = self._tasks.create_task(self._begin(seat))
 
     def stand_up(self, id: str) -> None:  # noqa: A002  # the field's name
         seat = self._seats.pop(id, None)
@@ -100,6 +101,12 @@ class Lounge:
                 problem = refused
             if problem is None and seat.presence and (not grant.may_see_presence(seat.pattern) or grant.visibility.touches(seat.pattern)):
                 problem = ProtocolError("forbidden", f"presence at {seat.pattern.text!r} is not allowed any more", seat.id)
+            seat.user = grant.user
+            if problem is None and seat.member is not None and seat.member.user != seat.user:
+                # Nobody is shown under the name of a token that he has laid down.
+                former, seat.member = seat.member, None
+                self._live.vanish(former)
+                self._appear(seat)
             if problem is not None:
                 self.stand_up(seat.id)
                 if seat.presence and seat.member is not None:
@@ -143,22 +150,26 @@ class Lounge:
             if seat.presence and seat.pattern.text == member.subject and seat.member is not None:
                 self._outbox.send(msgspec.json.encode({"op": "joined" if here else "left", "id": seat.id, **_shown(member)}))
 
-    async def _begin(self, seat: _Seat, grant: Grant) -> None:
+    async def _begin(self, seat: _Seat) -> None:
         try:
             await self._live.listen()
             if seat.messages:
                 self._live.join(seat.pattern, self)
                 self._outbox.send(msgspec.json.encode({"op": "subscribed", "id": seat.id, "subject": seat.pattern.text, "position": None, "recovered": True}))
             if seat.presence:
-                member = Member(seat.pattern.text, secrets.token_hex(8), grant.user)
-                self._live.appear(member)
-                self._live.watch(seat.pattern.text, self)
-                seat.member = member
-                members = [_shown(other) for other in self._live.present(seat.pattern.text)]
-                self._outbox.send(msgspec.json.encode({"op": "presence", "id": seat.id, "client": member.client, "members": members}))
+                self._appear(seat)
         except (Unavailable, ProtocolError) as error:
             self.stand_up(seat.id)
             self._tell(error if isinstance(error, ProtocolError) else ProtocolError("unavailable", str(error), seat.id))
+
+    def _appear(self, seat: _Seat) -> None:
+        """Raises ProtocolError limit."""
+        member = Member(seat.pattern.text, secrets.token_hex(8), seat.user)
+        self._live.appear(member)
+        self._live.watch(seat.pattern.text, self)
+        seat.member = member
+        members = [_shown(other) for other in self._live.present(seat.pattern.text)]
+        self._outbox.send(msgspec.json.encode({"op": "presence", "id": seat.id, "client": member.client, "members": members}))
 
     def _tell(self, problem: ProtocolError) -> None:
         self._metrics.errors.labels(problem.code).inc()

@@ -166,6 +166,22 @@ async def test_a_new_token_without_presence_ends_it_and_leaves_the_subscription(
             assert frame["op"] not in ("joined", "left", "unsubscribed")
 
 
+async def test_who_shows_another_token_is_present_under_its_name(guarded: RunningGateway, stream: Stream) -> None:
+    async with admitted(guarded, presence=True, sub="alice") as changing, admitted(guarded, presence=True, sub="bob") as bob:
+        await changing.send(op="subscribe", id="a", subject=stream.subject(), presence=True)
+        first, _ = await changing.until("presence")
+        await bob.send(op="subscribe", id="a", subject=stream.subject(), presence=True)
+        await bob.until("presence")
+        await changing.until("joined")
+        text = jwt.encode({"exp": int(time.time()) + 600, "subscribe": ["pg.>"], "presence": True, "sub": "carol"}, SECRET, "HS256")
+        await changing.send(op="auth", token=text)
+        again, before = await changing.until("presence")
+        assert "left" not in [frame["op"] for frame in before], "it is told of others only"
+        assert again["client"] != first["client"]
+        assert sorted(member["user"] for member in again["members"]) == ["bob", "carol"]
+        assert ((await bob.until("left"))[0]["client"], (await bob.until("joined"))[0]["user"]) == (first["client"], "carol")
+
+
 @pytest.mark.parametrize(("more", "code"), [({"since": "start"}, "bad-since"), ({"where": {"a": {"eq": 1}}}, "bad-where"), ({"select": ["a"]}, "bad-where")])
 async def test_live_subjects_have_no_past_and_no_columns(gateway: RunningGateway, stream: Stream, more: dict[str, Any], code: str) -> None:
     async with peer(gateway) as client:
