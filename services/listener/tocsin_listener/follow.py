@@ -27,7 +27,15 @@ def gather(relayed: int | None) -> float:
 
 
 async def follow(relay: Relay, bell: Doorbell) -> None:
-    """Relay, and sleep where there is nothing to do."""
+    """Relay, and sleep where there is nothing to do, until cancelled."""
+    try:
+        await _follow(relay, bell)
+    except asyncio.CancelledError:
+        await relay.leave()
+        raise
+
+
+async def _follow(relay: Relay, bell: Doorbell) -> None:
     asleep = silent = settled = rung = False
     found_at = time.monotonic()
     while True:

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import asyncpg
 import structlog
 from nats.aio.msg import Msg
 
 from tocsin.broker import JetStreamError
+from tocsin.errors import Unavailable
 from tocsin_listener.journal import Difference, Journal, Row
 from tocsin_listener.leader import Lead
 from tocsin_listener.message import Address, Message, Numbering
@@ -30,6 +32,7 @@ IN_FLIGHT: Final = 8
 """Chunks sent and not yet acknowledged. Each says which sequence it must follow, so that none can overtake."""
 
 CHUNK_BYTES: Final = 4 << 20
+LEAVE_PATIENCE: Final = 1.0
 
 log = structlog.get_logger("tocsin.listener.relay")
 
@@ -104,6 +107,14 @@ class Relay:
     async def settle(self) -> None:
         """Store a cursor that stands behind everything sent, before a sleep."""
         await self._progress.store(self.cursor)
+
+    async def leave(self) -> None:
+        """At the end: where everything sent is acknowledged, store that, if it can be done soon; else the next start reads the last batch again."""
+        if self.cursor.intended is None:
+            with contextlib.suppress(Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                async with asyncio.timeout(LEAVE_PATIENCE):
+                    self._lead.check()
+                    await self.settle()
 
     async def _publish(self, difference: Difference, published: int) -> None:
         """Send a batch but its first `published` messages, and wait until all of it is stored; moves the cursor's sequence."""

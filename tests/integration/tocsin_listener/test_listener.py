@@ -55,6 +55,13 @@ async def until_ready(settings: Settings) -> None:
             await asyncio.sleep(0.02)
 
 
+async def acknowledged(settings: Settings) -> float:
+    """How many events the listener has had acknowledged."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"http://127.0.0.1:{settings.listener_port}/metrics")).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("tocsin_events_total "))
+
+
 async def messages(nats: Client, settings: Settings, count: int) -> list[Msg]:
     """The stream's first `count` messages but the canary's, and what announces a refusal."""
     context = nats.jetstream()
@@ -106,6 +113,23 @@ async def test_events_tell_their_place_in_the_transaction_and_its_annotation(sta
     assert all(e["annotation"] == {"actor": "user-7"} for e in seen[:-2])
     assert "annotation" not in seen[-2]
     assert seen[-1]["annotation"] == '"no} json', "whatever a writer sets by itself is told as text, and breaks nothing"
+
+
+async def test_a_clean_stop_leaves_nothing_to_be_read_again(start: Start, installed: asyncpg.Connection) -> None:
+    """However large the last batch was, and though it was acknowledged a moment ago."""
+    await installed.execute("CREATE TABLE t (id int PRIMARY KEY)")
+    await watch(installed, ["t"])
+    async with start() as settings:
+        before = await acknowledged(settings)
+        await installed.execute("INSERT INTO t SELECT generate_series(1, 3000)")
+        async with asyncio.timeout(20):
+            while await acknowledged(settings) < before + 3000:
+                await asyncio.sleep(0.002)
+    left = await installed.fetchrow(
+        """SELECT intended IS NULL AS complete, (SELECT count(*) FROM tocsin.journal WHERE NOT pg_visible_in_snapshot(xid, reached)) AS rows
+           FROM tocsin.progress ORDER BY n DESC LIMIT 1"""
+    )
+    assert (left["complete"], left["rows"]) == (True, 0)
 
 
 async def test_a_changed_route_is_told_under_both(start: Start, installed: asyncpg.Connection, nats: Client) -> None:
