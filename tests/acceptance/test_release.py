@@ -31,6 +31,9 @@ def clone(tmp_path: Path) -> Path:
     git(ROOT, "clone", "--quiet", "--no-tags", str(ROOT), str(folder))
     for name in (".ci/release", "Makefile", "pyproject.toml", "requirements/release.lock"):
         shutil.copy(ROOT / name, folder / name)
+    # `make release` runs this test in a tree whose version has its section already.
+    changes = folder / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"## {__version__} - ", "## 0.0.0 - "))
     for name, value in (("user.name", "Test"), ("user.email", "test@example.org")):
         git(folder, "config", name, value)
     commit(folder, "the working tree's")
