@@ -67,7 +67,7 @@ SUBTLE = {
     "two bits 32 apart": ("bigint", "5", "4294967300"),
     "two bits of a timestamp": ("timestamptz", "'2000-01-01 00:00:00.000005Z'", "'2000-01-01 01:11:34.9673Z'"),
     "two bits of a time": ("time", "'00:00:00.000005'", "'01:11:34.9673'"),
-    "the sign of an interval": ("interval", "'-1 us'", "'4294967295 us'"),
+    "the sign of an interval": ("interval", "'-1 us'", "'4294.967295 s'"),
     "the sign of money": ("money", "'-0.01'::text::money", "'42949672.95'::text::money"),
     "the sign of a number in an array": ("numeric[]", "'{1.5}'", "'{-1.5}'"),
     "the dimensions of an array": ("int[]", "'{1,2}'", "'{{1},{2}}'"),
