@@ -18,6 +18,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from tests.support import programs, servers
+from tocsin.direct import DirectClient
 
 _numbers = itertools.count(1)
 
@@ -104,7 +105,7 @@ async def replica(replica_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest_asyncio.fixture
 async def nats(nats_server: servers.Server) -> AsyncIterator[Client]:
     """A NATS client of the test's own."""
-    client = Client()
+    client = DirectClient()  # behind whose flush a subscription is there
     await client.connect(nats_server.url)
     yield client
     await client.close()

@@ -1,9 +1,9 @@
-"""nats-py's client, with three things mended.
+"""nats-py's client, with four things mended.
 
 Subscriptions whose messages are handed over as they are parsed: nats-py wakes a task for each message and parses its headers with a parser of
 e-mail, which costs more than all else that a reader of a stream does. And cancellations that are heeded: it waits with asyncio.wait_for, which
 before Python 3.12 forgets one that comes together with the answer, so that a service could not be stopped. And a flush that was given up no
-longer ends the connection when its answer comes.
+longer ends the connection when its answer comes. And a flush returns once the server has what was sent before it, a subscription among it.
 
 Only this module, and `tocsin_listener.wire` for the way out, knows of nats-py's inside.
 """
@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from nats.aio.client import Client
+from nats.aio.client import PING_PROTO, Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
@@ -85,6 +85,15 @@ class DirectClient(Client):
 
     async def flush(self, timeout: int = 10) -> None:
         await heeding(super().flush(timeout))
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """Behind what is pending. nats-py writes it in front, so that a flush is answered before the server has read what was to be flushed."""
+        if not self.is_connected:
+            await super()._send_ping(future)
+            return
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.aio.msg import Msg
 
 from tests.support.servers import Server
 from tocsin import broker
@@ -50,6 +51,23 @@ async def test_a_time_limit_around_a_request_is_still_told_as_one(nats_server: S
                 await ask(limit)
         with pytest.raises(Unavailable):
             await broker.api(link.client, "NO.SUCH.CALL", wait=0.2)
+
+
+async def test_behind_a_flush_the_server_has_the_subscription(nats_server: Server) -> None:
+    """nats-py's own PING overtakes it, and what another connection publishes then is lost: a `subscribed` that is not true."""
+    async with broker.connect([nats_server.url], name="hears") as hears, broker.connect([nats_server.url], name="says") as says:
+        for number in range(300):
+            heard = asyncio.Event()
+
+            async def hear(_message: Msg, heard: asyncio.Event = heard) -> None:
+                heard.set()
+
+            subscription = await hears.client.subscribe(f"flushed.{number}", cb=hear)
+            await hears.client.flush()
+            await says.client.publish(f"flushed.{number}", b"")
+            async with asyncio.timeout(10):
+                await heard.wait()
+            await subscription.unsubscribe()
 
 
 async def test_messages_of_every_size_beside_ordinary_subscriptions(nats_server: Server) -> None:
