@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import uuid
 from dataclasses import dataclass
 
 import msgspec
@@ -42,8 +43,10 @@ class Target:
 
 async def publish(client: Client, count: int) -> None:
     context = client.jetstream(publish_async_max_pending=4000)
+    # A round that follows within the stream's window of duplicates must not repeat the ids of the one before.
+    batch = uuid.uuid4().hex
     for number in range(count):
-        await context.publish_async(SUBJECT, EVENT.format(number).encode(), headers={MSG_ID: f"bench-{client.client_id}-{number}", EPOCH: "bench0000"})
+        await context.publish_async(SUBJECT, EVENT.format(number).encode(), headers={MSG_ID: f"{batch}-{number}", EPOCH: "bench0000"})
     await context.publish_async_completed()
 
 
