@@ -51,8 +51,10 @@ class Pace:
 
     @property
     def fast(self) -> bool:
-        """Whether both sides may be read at once, and in blocks of half a second."""
-        return self.share >= _FAST
+        """Whether both sides may be read at once, and several blocks held back until what drifted in them is judged: under a limit of rows a
+        second that would hold back what a run knows for minutes.
+        """
+        return self.share >= _FAST and self.rows_per_second is None
 
     @property
     def slice(self) -> float:

@@ -37,6 +37,9 @@ class Reader:
     async def settle(self) -> None:
         pass
 
+    async def leave(self) -> None:
+        pass
+
 
 @pytest_asyncio.fixture
 async def make(installed: asyncpg.Connection, source_url: str) -> AsyncIterator[Callable[..., tuple[Reader, Doorbell]]]:
