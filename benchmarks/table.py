@@ -1,142 +1,154 @@
-"""Write the last results into the README's table: python -m benchmarks.table"""
+"""Write the last results into the README's table, and every figure of them into docs/measurements.md: python -m benchmarks.table"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from benchmarks.report import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
+Figures = dict[str, Any]
+
+ROOT: Final = Path(__file__).parent.parent
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->"
 
 
-def _pair(figures: dict[str, Any], name: str, rate: int) -> str:
-    """p50 and p99 with 100 clients."""
-    return " and ".join(f"{figures[f'{name} {rate}/s 100 clients {q} ms']:,}" for q in ("p50", "p99"))
+def _latency(f: Figures, program: str, rate: int) -> str:
+    """p50 and p99 with 100 clients, in milliseconds."""
+    return " / ".join(f"{f[f'{program} {rate}/s 100 clients {q} ms']:,.1f}" for q in ("p50", "p99"))
 
 
-def _grown(figures: dict[str, Any]) -> dict[str, str]:
-    """By what grows: each size with its figure."""
-    found: dict[str, list[str]] = {}
-    for name, value in figures.items():
-        what, _, size = name.rpartition(" ")
-        if what:
-            found.setdefault(what, []).append(f"{int(size):,} {value}")
-    return {what: ", ".join(sizes) for what, sizes in found.items()}
+def _latency_of_rivals(f: Figures, rate: int) -> str:
+    told = f"bare LISTEN app {_latency(f, 'bare LISTEN app', rate)}"
+    return told + (f", pg-sse {_latency(f, 'pg-sse', rate)}" if f"pg-sse {rate}/s 100 clients p50 ms" in f else "")
 
 
-LINES: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+HEADLINES: Final[list[tuple[str, str, Callable[[Figures], str], Callable[[Figures], str]]]] = [
     (
         "start",
-        "`make up`, installed, fresh data, to the first event at a client",
-        lambda f: f"{f['fresh_seconds']} s; {f['again_seconds']} s with data that exist",
+        "`make up` to the first event at a client, once installed",
+        lambda f: f"{f['fresh_seconds']} s",
+        lambda f: f"{f['again_seconds']} s with data that exist",
     ),
-    (
-        "latency",
-        "from an INSERT's sending to a WebSocket client, its commit included, p50 and p99, with 100 clients",
-        lambda f: "; ".join(
-            f"{rate:,} commits/s: {_pair(f, 'tocsin', rate)} ms (a bare LISTEN app without broker or durability: {_pair(f, 'bare LISTEN app', rate)}"
-            + (f"; pg-sse: {_pair(f, 'pg-sse', rate)})" if "pg-sse 100/s 100 clients p50 ms" in f else ")")
-            for rate in (100, 1000)
-        ),
+    *(
+        (
+            "latency",
+            f"INSERT sent to 100 WebSocket clients, {rate:,} commits/s, p50 / p99 ms",
+            lambda f, rate=rate: _latency(f, "tocsin", rate),
+            lambda f, rate=rate: _latency_of_rivals(f, rate),
+        )
+        for rate in (100, 1000)
     ),
     (
         "capture",
-        "commits/s of 8 writers with everything running on the same 2 cores, a client included, against the same table bare",
-        lambda f: (
-            f"{f['ratio_bare_8']} of bare, {f['ratio_notify_8']} times a row NOTIFY bridge; {f['ratio_no_listener_8']} of bare with no listener"
-            f" (the usual outbox trigger, which nobody reads: {f.get('ratio_outbox_8', '-')})"
-        ),
+        "commits/s of 8 writers, everything running on the same 2 cores",
+        lambda f: f"{f['ratio_bare_8']} of a bare table",
+        lambda f: f"a row NOTIFY bridge {f['ratio_bare_8'] / f['ratio_notify_8']:.2f}",
+    ),
+    (
+        "capture",
+        "the same with capture alone",
+        lambda f: f"{f['ratio_no_listener_8']} of a bare table",
+        lambda f: f"the usual outbox trigger {f['ratio_outbox_8']}",
+    ),
+    (
+        "relay",
+        "events/s from the journal to acknowledged in JetStream; with `sync_interval: always`",
+        lambda f: f"{f['default events/s']:,}; {f['sync always events/s']:,}",
+        lambda f: f"{f['default times nats-outbox']} and {f['sync always times nats-outbox']} times nats-outbox",
     ),
     (
         "fanout",
-        "WebSocket messages/s against nats-server's own WebSocket listener, 100 and 1,000 clients",
-        lambda f: (
-            f"{f['ratio_nats_server_100']} and {f['ratio_nats_server_1000']} times"
-            f" (a `send_json` loop: {f['ratio_send_json_loop_100']} and {f['ratio_send_json_loop_1000']} times)"
-        ),
+        "WebSocket messages/s to 100 and to 1,000 clients",
+        lambda f: f"{f['ratio_nats_server_100']} and {f['ratio_nats_server_1000']} times nats-server's own WebSocket",
+        lambda f: f"{f['ratio_send_json_loop_100']} and {f['ratio_send_json_loop_1000']} times a `send_json` loop",
     ),
-    (
-        "replay",
-        "p99 of live clients while others replay, against none that does",
-        lambda f: (
-            f"20 slow replays: {f['ratio_p99 20 slow']} times; 200: {f['ratio_p99 200 slow']}; one of 4 MB/s: {f['ratio_p99 1 fast']};"
-            f" 200 that begin at once: {f['ratio_p99 200 begin']} (alone: {f['none p99 ms']} ms)"
-        ),
-    ),
-    (
-        "growth_gateway",
-        "µs of the gateway's processor for an event, as it grows",
-        lambda f: "; ".join(f"{name}: {sizes}" for name, sizes in _grown(f).items()),
-    ),
-    ("connections", "memory per idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB (nats-server: {f['nats_server_kib']} KiB)"),
-    (
-        "relay",
-        "events/s from the journal to acknowledged in JetStream, with NATS's default sync and with `sync_interval: always`",
-        lambda f: (
-            f"{f['default events/s']:,} and {f['sync always events/s']:,}; {f['default times nats-outbox']} and {f['sync always times nats-outbox']}"
-            f" times nats-outbox; an idle listener's commit to the stream: p50 {f['default idle commit to stream p50 ms']} ms"
-        ),
-    ),
-    (
-        "bulk",
-        "one statement that touches a million rows, against the same without capture",
-        lambda f: f"INSERT {f['ratio_insert']}, UPDATE {f['ratio_update']}",
-    ),
+    ("connections", "memory of an idle subscribed client", lambda f: f"{f['tocsin_kib']} KiB", lambda f: f"nats-server {f['nats_server_kib']} KiB"),
     (
         "soak",
         "random writers, and every few seconds a kill -9 of a listener, NATS or PostgreSQL",
         lambda f: (
-            f"{f['minutes']} minutes, {f['kills']} kills, {f['events']:,} events: {f['stream_lost']} lost, {f['stream_repeated']} repeated,"
-            f" {f['stream_out_of_order']} out of order in the stream; {f['client_lost']}, {f['client_repeated']} and {f['client_out_of_order']} at the client"
+            f"{f['stream_lost'] + f['client_lost']} lost, {f['stream_repeated'] + f['client_repeated']} repeated, "
+            f"{f['stream_out_of_order'] + f['client_out_of_order']} out of order"
         ),
-    ),
-    (
-        "growth_capture",
-        "commits/s of bare, listener running, as it grows",
-        lambda f: ", ".join(f"{name.removesuffix(', of bare')}: {value}" for name, value in f.items() if name.endswith(", of bare")),
+        lambda f: f"{f['events']:,} events, {f['kills']} kills, {f['minutes']:.0f} minutes",
     ),
     (
         "drift",
         "a full audit of a million rows",
-        lambda f: f"{f['rows_per_second']:,} rows/s; {f['ratio_copy']} times a COPY binary of it, {f['ratio_copy_drifted']} times with 100 drifted rows",
-    ),
-    (
-        "drift_gentle",
-        "the source's commits while audits run one after another at the default pace",
-        lambda f: (
-            f"p50 {f['ratio_p50']} times, p99 {f['ratio_p99']} times what they are without"
-            f" (two halves of those without: {f['noise_p50']} and {f['noise_p99']} times)"
-        ),
+        lambda f: f"{f['rows_per_second'] / 1e6:.1f} million rows/s",
+        lambda f: f"{f['ratio_copy']} times a COPY binary of it; {f['ratio_copy_drifted']} times with 100 drifted rows",
     ),
     (
         "drift_incremental",
-        "an audit after 1,000 rows changed",
-        lambda f: f"in {f['rows']:,} rows: {f['seconds']} s, {f['ratio_full']} of the full audit",
+        "an audit after 1,000 of 5 million rows changed",
+        lambda f: f"{f['seconds'] * 1000:.0f} ms",
+        lambda f: f"{100 * f['ratio_full']:.1f} % of the full audit",
+    ),
+    (
+        "drift_gentle",
+        "the source's commits while audits run one after another, p50 / p99",
+        lambda f: f"{f['ratio_p50']:.2f} / {f['ratio_p99']:.2f} times those without",
+        lambda f: f"two halves of those without: {f['noise_p50']:.2f} / {f['noise_p99']:.2f}",
     ),
 ]
 
+PAGES: Final = {
+    "start": "From `make up` to the first event",
+    "latency": "From an INSERT's sending to a WebSocket client, its commit included (`answered`: from the commit's answer)",
+    "capture": "What capture and the whole pipeline leave of a bare table's commits",
+    "growth_capture": "How that grows: commits/s of bare with the listener running, and seconds until the stream had the rest",
+    "bulk": "One statement that touches a million rows, against the same without capture",
+    "relay": "From the journal to acknowledged in JetStream",
+    "soak": "Random writers, and every few seconds a kill -9 of a listener, NATS or PostgreSQL",
+    "fanout": "WebSocket messages/s against nats-server's own WebSocket listener and a `send_json` loop",
+    "connections": "Memory of an idle subscribed client",
+    "replay": "Live clients while others replay",
+    "growth_gateway": "µs of the gateway's processor for an event, as it grows",
+    "drift": "A full audit",
+    "growth_drift": "How a full audit grows: seconds",
+    "drift_incremental": "An audit after some rows changed",
+    "drift_gentle": "The source's commits while audits run one after another at the default pace, against those without",
+}
+"""Each benchmark with a page's section, in this order."""
 
-def rows() -> list[str]:
-    """One row for each benchmark that has a result."""
-    found = []
-    for bench, question, answer in LINES:
-        file = RESULTS / f"{bench}.json"
-        if file.exists():
-            found.append(f"| {question} | {answer(msgspec.json.decode(file.read_bytes()))} | `python -m benchmarks.{bench}` |")
-    return found
+
+def _result(bench: str) -> Figures | None:
+    file = RESULTS / f"{bench}.json"
+    return msgspec.json.decode(file.read_bytes()) if file.exists() else None
+
+
+def headlines() -> list[str]:
+    """The README's table: one row for each headline that has a result."""
+    rows = ["| question | Tocsin | beside it | repeat it with |", "|---|---|---|---|"]
+    for bench, question, answer, beside in HEADLINES:
+        if (figures := _result(bench)) is not None:
+            rows.append(f"| {question} | {answer(figures)} | {beside(figures)} | `python -m benchmarks.{bench}` |")
+    return rows
+
+
+def _told(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def measurements() -> str:
+    """The page: a section for each benchmark that has a result, with all of its figures."""
+    sections = [(ROOT / "benchmarks" / "measurements.md").read_text()]
+    for bench, question in PAGES.items():
+        if (figures := _result(bench)) is not None:
+            rows = "\n".join(f"| {name.replace('_', ' ')} | {_told(value)} |" for name, value in figures.items() if name != "bench")
+            sections.append(f"## {question}\n\n`python -m benchmarks.{bench}`\n\n| figure | value |\n|---|---:|\n{rows}\n")
+    return "\n".join(sections)
 
 
 def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    table = "\n".join(("| question | result | repeat it with |", "|---|---|---|", *rows()))
-    README.write_text(f"{before}{BEGIN}{table}\n{END}{after}")
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    readme.write_text("".join((before, BEGIN, "\n".join(headlines()), "\n", END, rest.split(END)[1])))
+    (ROOT / "docs" / "measurements.md").write_text(measurements())
 
 
 if __name__ == "__main__":
