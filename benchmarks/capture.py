@@ -2,7 +2,8 @@
 
 pgbench with one-row INSERTs; each variant for the same time on one source server, in turn, several rounds; medians.
 The outbox has no reader, and so is what `no listener` is to be compared with: the least that a trigger which keeps the row does.
-The run also proves the oracle: table == stream == what a WebSocket client saw.
+The bridge ends at NATS, and so is what `to NATS` is to be compared with: listener and stream, which has every event a moment after the last commit.
+`whole` has the gateway and a WebSocket client beside them; it also proves the oracle: table == stream == what the client saw.
 """
 
 from __future__ import annotations
@@ -66,11 +67,13 @@ async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, 
     figures["row outbox"] = await commits(running, "boxed", writers, seconds)
     await running.start("listener")
     await drained(running, source)
+    figures["to NATS"] = await commits(running, "orders", writers, seconds)
+    figures["drain s"] = await drained(running, source)
     await running.start("gateway")
     before = await source.fetchval("SELECT count(*) FROM orders")
     async with recorder(running.socket_url, "pg.shop.change.public.orders.*") as recording:
         figures["whole"] = await commits(running, "orders", writers, seconds)
-        figures["drain s"] = await drained(running, source)
+        figures["drain s"] = max(figures["drain s"], await drained(running, source))
         written = [row["id"] for row in await source.fetch("SELECT id FROM orders ORDER BY id OFFSET $1", before)]
         await recording.until(len(written))
         seen = recording.seen()
@@ -102,11 +105,13 @@ async def main(seconds: int, rounds: int, writer_counts: list[int]) -> None:
             median = {name: statistics.median(figures[name] for figures in measured) for name in measured[0]}
             rows += [
                 {"writers": writers, "": name, "commits/s": median[name], "of bare": median[name] / median["bare"]}
-                for name in ("bare", "no listener", "row outbox", "whole", "row NOTIFY")
+                for name in ("bare", "no listener", "row outbox", "to NATS", "whole", "row NOTIFY")
             ]
             result |= {
                 f"ratio_bare_{writers}": round(median["whole"] / median["bare"], 3),
                 f"ratio_notify_{writers}": round(median["whole"] / median["row NOTIFY"], 2),
+                f"ratio_to_nats_{writers}": round(median["to NATS"] / median["bare"], 3),
+                f"ratio_notify_to_nats_{writers}": round(median["to NATS"] / median["row NOTIFY"], 2),
                 f"ratio_no_listener_{writers}": round(median["no listener"] / median["bare"], 3),
                 f"ratio_outbox_{writers}": round(median["row outbox"] / median["bare"], 3),
                 f"drain_seconds_{writers}": round(median["drain s"], 2),
