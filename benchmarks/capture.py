@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import statistics
 import sys
+from typing import Any
 
 import asyncpg
 from nats.aio.client import Client
@@ -94,7 +95,8 @@ async def round_of(running: Pipeline, source: asyncpg.Connection, writers: int, 
 
 
 async def main(seconds: int, rounds: int, writer_counts: list[int]) -> None:
-    rows, result = [], {}
+    rows: list[dict[str, Any]] = []
+    result: dict[str, float] = {}
     for writers in writer_counts:
         async with pipeline() as running:
             source = await asyncpg.connect(running.source_url)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import resource
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
@@ -52,12 +53,12 @@ async def main(clients: int) -> None:
         ours = Target("tocsin", int(running.environment["TOCSIN_GATEWAY_PORT"]), "/ws", (subscribe,), "text", '"subscribed"', '"op":"event"')
         theirs = Target("nats-server", port, "/", (hello,), "binary", "PONG", "MSG pg.shop")
         assert running.nats.pid is not None
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"": "tocsin", "clients": clients, "KiB per client": await measure(ours, gateway.pid, clients)},
             {"": "nats-server", "clients": clients, "KiB per client": await measure(theirs, running.nats.pid, clients)},
         ]
         await client.close()
-    report("connections", rows, {str(row[""]).replace("-", "_") + "_kib": round(float(row["KiB per client"]), 1) for row in rows})
+    report("connections", rows, {str(row[""]).replace("-", "_") + "_kib": round(row["KiB per client"], 1) for row in rows})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import asyncio
 import sys
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client
@@ -89,7 +90,7 @@ async def make_stream(client: Client) -> None:
 
 async def main(rounds: int, cases: list[tuple[int, int]]) -> None:
     websocket_port, rival_port = process.free_port(), process.free_port()
-    rows = []
+    rows: list[dict[str, Any]] = []
     async with pipeline(nats_extra=f'websocket {{ listen: "127.0.0.1:{websocket_port}", no_tls: true }}') as running:
         client = Client()
         await client.connect(running.nats.url)

@@ -83,13 +83,14 @@ def main() -> None:
         if not events:
             break
         for entry, _ in events:
-            sock = entry.fileobj
+            client = entry.fileobj
+            assert isinstance(client, socket.socket)
             try:
-                data = sock.recv(1 << 18)  # type: ignore[union-attr]
+                data = client.recv(1 << 18)
             except BlockingIOError:
                 continue
             if not data:
-                selector.unregister(sock)
+                selector.unregister(client)
                 continue
             data = tails[entry.fd] + data
             found = data.count(needle)

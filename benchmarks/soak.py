@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -270,7 +271,7 @@ async def verdict(run: Run, took: float, seed: int) -> int:
         }
         for name, tally in (("stream", stream), ("client", run.client))
     ]
-    figures = {
+    figures: dict[str, Any] = {
         "minutes": round(took / 60, 2),
         "seed": seed,
         "transactions": run.committed,
