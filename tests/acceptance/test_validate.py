@@ -286,7 +286,7 @@ async def test_what_a_killed_one_left_is_removed_by_the_next_and_a_running_one_i
 
 @pytest.mark.slow
 async def test_where_tokens_are_asked_for_it_makes_its_own_from_the_secret_and_else_says_so(installation: Pipeline) -> None:
-    secret = {"TOCSIN_JWT_SECRET": "a secret of more than thirty-two bytes"}
+    secret: dict[str, Any] = {"TOCSIN_JWT_SECRET": "a secret of more than thirty-two bytes"}
     for service in ("gateway", "check"):
         await installation.kill(service)
         await installation.start(service, **secret)

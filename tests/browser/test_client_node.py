@@ -152,7 +152,12 @@ async def test_clients_that_a_gateway_sends_away_do_not_come_back_as_one(folder:
 
 
 async def test_a_refusal_ends_it_with_its_code(running: Pipeline, folder: Path) -> None:
-    for options, code in (({"subject": "a..b"}, "bad-subject"), ({"since": "yesterday"}, "bad-since"), ({"where": {"id": {"is": 1}}}, "bad-where")):
+    each: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"subject": "a..b"}, "bad-subject"),
+        ({"since": "yesterday"}, "bad-since"),
+        ({"where": {"id": {"is": 1}}}, "bad-where"),
+    )
+    for options, code in each:
         async with follow(folder, running.gateway_url, **{"subject": ORDERS, **options}) as client:
             await client.until_state("closed")
             await client.until(lambda said, code=code: {"failed": code} in said)

@@ -50,7 +50,7 @@ class Moving:
 
 @contextlib.asynccontextmanager
 async def moving() -> AsyncIterator[Moving]:
-    async with running_listener(start=False, replica=True, configuration=PRIMARY) as (running, source), TcpProxy(running.source.port) as address:  # type: ignore[arg-type]
+    async with running_listener(start=False, replica=True, configuration=PRIMARY) as (running, source), TcpProxy(running.source.port) as address:
         url = f"postgresql://{USER}@127.0.0.1:{address.port}/{DATABASE}"
         running.environment["TOCSIN_DATABASE_URL"] = url
         await running.tocsin("replicate", "t", "--source-url-from-replica", url)

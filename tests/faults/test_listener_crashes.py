@@ -13,10 +13,12 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from tests.support import oracle
 from tests.support.pipeline import Pipeline, pipeline
@@ -25,9 +27,15 @@ from tocsin.event import BATCH, EPOCH, MSG_ID
 STREAM = "TOCSIN_SHOP"
 
 
+async def epoch_of(context: JetStreamContext) -> str:
+    metadata = (await context.stream_info(STREAM)).config.metadata
+    assert metadata is not None
+    return metadata["tocsin.epoch"]
+
+
 @contextlib.asynccontextmanager
-async def running_listener(*, start: bool = True, **options: str) -> AsyncIterator[tuple[Pipeline, asyncpg.Connection]]:
-    async with pipeline(**options) as running:  # type: ignore[arg-type]
+async def running_listener(*, start: bool = True, **options: Any) -> AsyncIterator[tuple[Pipeline, asyncpg.Connection]]:
+    async with pipeline(**options) as running:
         source = await asyncpg.connect(running.source_url)
         await source.execute("CREATE TABLE t (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n int)")
         await running.tocsin("install")
@@ -239,7 +247,7 @@ async def test_a_stream_that_lost_its_past(how: str) -> None:
         client = Client()
         await client.connect(running.nats.url)
         context = client.jetstream()
-        epoch = (await context.stream_info(STREAM)).config.metadata["tocsin.epoch"]
+        epoch = await epoch_of(context)
         await running.stop("listener")
         await (context.delete_stream(STREAM) if how == "deleted" else context.purge_stream(STREAM))
         await source.execute("INSERT INTO t (n) SELECT generate_series(1, 5)")
@@ -249,10 +257,10 @@ async def test_a_stream_that_lost_its_past(how: str) -> None:
             assert len(seen.events) == 55
         else:
             async with asyncio.timeout(10):
-                while len(seen := (await oracle.stream_events(client, STREAM)).events) < 5:  # type: ignore[arg-type]
+                while len(events := (await oracle.stream_events(client, STREAM)).events) < 5:
                     await asyncio.sleep(0.05)
-            assert [event["key"] for event in (e["data"] for e in seen)] == [{"id": n} for n in range(51, 56)]  # type: ignore[attr-defined]
-        now = (await context.stream_info(STREAM)).config.metadata["tocsin.epoch"]
+            assert [event["key"] for event in (e["data"] for e in events)] == [{"id": n} for n in range(51, 56)]
+        now = await epoch_of(context)
         assert (now == epoch) is (how == "purged")
         await client.close()
 
@@ -264,11 +272,11 @@ async def test_a_stranger_in_the_stream_is_noticed_and_begins_a_new_epoch() -> N
         client = Client()
         await client.connect(running.nats.url)
         context = client.jetstream()
-        before = (await context.stream_info(STREAM)).config.metadata["tocsin.epoch"]
+        before = await epoch_of(context)
         await context.publish("pg.shop.event.forged", b"{}")
         await source.execute("INSERT INTO t (n) VALUES (2)")
         async with asyncio.timeout(10):
-            while (await context.stream_info(STREAM)).config.metadata["tocsin.epoch"] == before:
+            while await epoch_of(context) == before:
                 await asyncio.sleep(0.05)
         await assert_exactly_once(running)
         await client.close()

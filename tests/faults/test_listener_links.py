@@ -140,7 +140,7 @@ async def until_asleep(source: asyncpg.Connection) -> None:
 
 async def test_long_transactions_delay_only_themselves() -> None:
     """F7: one that wrote here, one that wrote in another database, and one that only reads; others' events flow meanwhile."""
-    async with running_listener(configuration={"max_prepared_transactions": "5"}) as (running, source):  # type: ignore[arg-type]
+    async with running_listener(configuration={"max_prepared_transactions": "5"}) as (running, source):
         here, reading, elsewhere = [await asyncpg.connect(url) for url in (running.source_url, running.source_url, running.source.url())]
         await here.execute("BEGIN; INSERT INTO t (n) VALUES (100)")
         await reading.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t")

@@ -10,7 +10,7 @@ from tests.faults.test_listener_crashes import assert_exactly_once, running_list
 
 
 async def test_a_writer_can_prepare_and_its_events_come_when_it_commits() -> None:
-    async with running_listener(configuration={"max_prepared_transactions": "5"}) as (running, source):  # type: ignore[arg-type]
+    async with running_listener(configuration={"max_prepared_transactions": "5"}) as (running, source):
         for number in range(3):
             await asyncio.sleep(0.1)  # long enough for a listener that may sleep to do so
             await source.execute(f"BEGIN; INSERT INTO t (n) VALUES ({number}); PREPARE TRANSACTION 'p{number}'")

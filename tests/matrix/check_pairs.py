@@ -75,7 +75,7 @@ async def room(source: PostgresServer, replica: PostgresServer) -> AsyncIterator
                 await maintenance.execute(f"CREATE DATABASE {database}")
             urls.append(server.url(database))
             connections.append(await stack.enter_async_context(_connected(urls[-1])))
-        yield Room(*urls, *connections)
+        yield Room(urls[0], urls[1], connections[0], connections[1])
         with contextlib.suppress(OperatorError):
             await unreplicate(source_url=urls[0], replica_url=urls[1])
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -86,7 +87,7 @@ class Pipeline:
         rate = next(line for line in text.splitlines() if line.startswith("tps"))
         return int(processed.rsplit(":", 1)[1].split("/")[0]), float(rate.split()[2])
 
-    async def start(self, service: str, *, ready: bool = True, name: str | None = None, **environment: str) -> asyncio.subprocess.Process:
+    async def start(self, service: str, *, ready: bool = True, name: str | None = None, **environment: Any) -> asyncio.subprocess.Process:
         """Start `tocsin <service>`, and wait until its /readyz says so."""
         child = await process.start(
             sys.executable, "-m", "tocsin.cli.main", service, log=self.folder / f"{name or service}.log", env={**self.environment, **environment}
@@ -126,7 +127,7 @@ class Pipeline:
 
 @contextlib.asynccontextmanager
 async def pipeline(
-    *, replica: bool = False, configuration: Mapping[str, str] | None = None, sync: str = "2m", nats_extra: str = "", **settings: str
+    *, replica: bool = False, configuration: Mapping[str, str] | None = None, sync: str = "2m", nats_extra: str = "", **settings: Any
 ) -> AsyncIterator[Pipeline]:
     """Servers with an empty database `shop`, no service started; all of it ends with the context."""
     with tempfile.TemporaryDirectory(prefix="tocsin-", ignore_cleanup_errors=True) as name:
@@ -136,19 +137,21 @@ async def pipeline(
         copy = PostgresServer(folder / "replica", process.free_port(), configuration=configuration, bin_folder=POSTGRES_BIN) if replica else None
         nats = NatsServer(folder / "nats", process.free_port(), sync=sync, extra=nats_extra, program=NATS_SERVER)
         running = Pipeline(folder, source, nats, copy, _environment(source, copy, nats, settings))
+        databases = [source, copy] if copy else [source]
+        servers: list[PostgresServer | NatsServer] = [*databases, nats]
         try:
             async with asyncio.TaskGroup() as group:
-                for server in filter(None, (source, copy, nats)):
+                for server in servers:
                     group.create_task(server.start())
-            for server in filter(None, (source, copy)):
-                connection = await asyncpg.connect(server.url())
+            for database in databases:
+                connection = await asyncpg.connect(database.url())
                 await connection.execute(f"CREATE DATABASE {DATABASE}")
                 await connection.close()
             yield running
         finally:
             for child in running.services.values():
                 await process.stop(child, patience=5)
-            for server in filter(None, (copy, source, nats)):
+            for server in servers:
                 await server.stop()
 
 

@@ -8,6 +8,7 @@ import json
 import ssl
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -49,7 +50,7 @@ async def test_every_link_is_encrypted_and_verified() -> None:
         our_cert, our_key = authority.issue("tocsin")
         https_cert, https_key = authority.issue("gateway")
         tls = f'tls {{ cert_file: "{nats_cert}", key_file: "{nats_key}", ca_file: "{authority.ca}", verify: true, handshake_first: true }}'
-        settings = {
+        settings: dict[str, Any] = {
             "TOCSIN_NATS_TLS_CA": str(authority.ca),
             "TOCSIN_NATS_TLS_CERT": str(our_cert),
             "TOCSIN_NATS_TLS_KEY": str(our_key),

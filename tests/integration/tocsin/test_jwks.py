@@ -41,7 +41,8 @@ async def test_a_token_of_a_published_key_holds(key: SigningKey) -> None:
         checker = rules(server, audience="tocsin", issuer="https://issuer")
         claims = await checker.claims(key.token(aud="tocsin", iss="https://issuer", sub="alice"))
         assert claims["sub"] == "alice"
-        for wrong in ({}, {"aud": "tocsin"}, {"aud": "x", "iss": "https://issuer"}, {"aud": "tocsin", "iss": "https://issuer.evil"}):
+        each: tuple[dict[str, Any], ...] = ({}, {"aud": "tocsin"}, {"aud": "x", "iss": "https://issuer"}, {"aud": "tocsin", "iss": "https://issuer.evil"})
+        for wrong in each:
             await refused(checker, key.token(**wrong))
         await refused(checker, key.token(aud="tocsin", iss="https://issuer", exp=1))
         assert server.asked == 1

@@ -111,7 +111,7 @@ async def test_credentials_of_an_operators_account_are_let_in(folder: Path) -> N
     operator, account, system, user, stranger = seed(14), seed(0), seed(0), seed(20), seed(0)
     no_limits = {"subs": -1, "data": -1, "payload": -1}
     account_limits = {**no_limits, "imports": -1, "exports": -1, "conn": -1, "leaf": -1, "wildcards": True}
-    described = {"type": "account", "limits": account_limits, "default_permissions": {"pub": {}, "sub": {}}}
+    described: dict[str, object] = {"type": "account", "limits": account_limits, "default_permissions": {"pub": {}, "sub": {}}}
     accounts = "\n".join(f"{public(each)}: {token(operator, public(each), 'account', described)}" for each in (account, system))
     operator_jwt = token(operator, public(operator), "operator", {"type": "operator"})
     extra = f"operator: {operator_jwt}\nsystem_account: {public(system)}\nresolver: MEMORY\nresolver_preload: {{\n{accounts}\n}}"

@@ -14,6 +14,7 @@ from tocsin_check.pace import Pace
 from tocsin_check.replicate import replicate
 from tocsin_check.report import TableReport
 from tocsin_check.sides import open_sides
+from tocsin_check.table import Comparable
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def audit(source_url: str, replica_url: str) -> Audit:
         checker = Checker(source_url, replica_url, pace=Pace())
         async with open_sides(source_url, replica_url) as sides:
             for table in await checker.take_stock(sides):
-                if hasattr(table, "source"):
+                if isinstance(table, Comparable):
                     await checker.auditor.audit_table(sides, table)
         audited = Audited({table.table: table for table in checker.report().tables})
         audited.ledger = checker.ledger

@@ -191,10 +191,10 @@ async def test_tables_that_are_added_while_the_history_is_written_do_not_end_it(
     """With hundreds of tables a write takes so long that the next look comes in between."""
     await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await setup()
-    history = History(replica_url, Report)
+    history = History(replica_url, lambda: Report(reason=None))
 
     def look(number: int) -> None:
-        history.look(Report(tables=[TableReport(table=f"public.t{i}", status="in_sync") for i in range(number)]), datetime.now(UTC))
+        history.look(Report(reason=None, tables=[TableReport(table=f"public.t{i}", status="in_sync") for i in range(number)]), datetime.now(UTC))
 
     look(100)
     connection = await asyncpg.connect(replica_url)
@@ -212,14 +212,15 @@ async def test_tables_that_are_added_while_the_history_is_written_do_not_end_it(
 
 
 def test_one_stretch_stands_for_as_long_as_nothing_changes() -> None:
-    history = History("postgresql://nobody@127.0.0.1:1/x", Report)
+    history = History("postgresql://nobody@127.0.0.1:1/x", lambda: Report(reason=None))
     start = datetime(2026, 1, 1, tzinfo=UTC)
 
     def table(second: int, **changes: object) -> Report:
         return Report(
+            reason=None,
             tables=[
                 TableReport.model_validate({"table": "public.t", "status": "in_sync", "verified_at": start + timedelta(seconds=second // 10 * 10), **changes})
-            ]
+            ],
         )
 
     for second in range(0, 60, 2):

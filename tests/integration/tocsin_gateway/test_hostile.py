@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Origin
 
 from tests.support import servers
 from tests.support.gateway import RunningGateway, numbers, peer, running_gateway
@@ -90,8 +91,12 @@ async def test_a_name_that_a_stranger_leads_to_loopback_is_not_our_origin(gatewa
     """DNS rebinding: then origin and host agree, and are the stranger's."""
     with pytest.raises(InvalidStatus) as refused:
         async with connect(
-            gateway.socket_url.replace("127.0.0.1", "evil.example"), host="127.0.0.1", port=gateway.port, origin="http://evil.example", proxy=None
-        ):  # type: ignore[arg-type]
+            gateway.socket_url.replace("127.0.0.1", "evil.example"),
+            host="127.0.0.1",
+            port=gateway.port,
+            origin=Origin("http://evil.example"),
+            proxy=None,
+        ):
             pass
     assert refused.value.response.status_code == 403
 

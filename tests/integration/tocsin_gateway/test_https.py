@@ -8,6 +8,7 @@ import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -42,7 +43,7 @@ async def test_events_over_tls_and_a_certificate_that_is_renewed(
     authority = Authority(folder)
     cert, key = authority.issue("gateway")
     trust = ssl.create_default_context(cafile=str(authority.ca))
-    settings = {"gateway_tls_cert": cert, "gateway_tls_key": key}
+    settings: dict[str, Any] = {"gateway_tls_cert": cert, "gateway_tls_key": key}
     async with running_gateway(nats_server.url, stream.source, ready=False, **settings) as gateway:
         address = f"127.0.0.1:{gateway.port}"
         async with httpx.AsyncClient(base_url=f"https://{address}", verify=trust, trust_env=False) as client, asyncio.timeout(60):

@@ -11,7 +11,7 @@ import pytest
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tocsin.subject import Pattern
-from tocsin_gateway import consumer, recovery, replay, session, telling
+from tocsin_gateway import consumer, limits, recovery, replay, session, telling
 
 
 def expected(stream: Stream, pattern: str, position: str) -> list[int]:
@@ -43,7 +43,7 @@ async def collect(client: Peer, until: asyncio.Event, stream: Stream, pattern: s
     return answer["position"], frames
 
 
-@pytest.mark.parametrize("buffer_bytes", [session.JOIN_BUFFER_BYTES, 2_000])
+@pytest.mark.parametrize("buffer_bytes", [limits.JOIN_BUFFER_BYTES, 2_000])
 async def test_clients_that_come_with_any_since_under_load_have_every_event_once_and_in_order(
     gateway: RunningGateway, stream: Stream, buffer_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

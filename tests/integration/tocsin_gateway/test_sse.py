@@ -44,7 +44,7 @@ class Events:
 
     async def events(self, count: int) -> list[tuple[int, str | None]]:
         """(journal number, id) of the next events; positions in between are left out."""
-        result = []
+        result: list[tuple[int, str | None]] = []
         while len(result) < count:
             name, at, data = await self.next()
             if name == "event":
@@ -54,7 +54,7 @@ class Events:
 
 @contextlib.asynccontextmanager
 async def events(gateway: RunningGateway, *subjects: str, since: str | None = None, **headers: str) -> AsyncIterator[Events]:
-    query = [("subject", subject) for subject in subjects] + ([("since", since)] if since else [])
+    query: list[tuple[str, Any]] = [("subject", subject) for subject in subjects] + ([("since", since)] if since else [])
     async with (
         httpx.AsyncClient(timeout=15, trust_env=False) as client,
         client.stream("GET", f"{gateway.url}/sse", params=query, headers={name.replace("_", "-"): value for name, value in headers.items()}) as response,

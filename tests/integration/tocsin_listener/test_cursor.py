@@ -53,7 +53,8 @@ async def write(url: str, seed: int, until: float) -> None:
 
 async def read_all(journal: Journal, writing: asyncio.Task[None]) -> list[list[int]]:
     """The sequences of each batch until the writers have ended and nothing is left."""
-    reached, batches = BEGINNING, []
+    reached = BEGINNING
+    batches: list[list[int]] = []
     while True:
         ended = writing.done()
         difference = await journal.between(reached)

@@ -213,7 +213,7 @@ async def test_a_stream_with_other_limits_replicas_or_storage(start: Start, inst
         ({"stream_max_bytes": "65MB"}, ["max_bytes", "TOCSIN_STREAM_MAX_BYTES"]),
         ({"stream_replicas": 3}, ["num_replicas", "TOCSIN_STREAM_REPLICAS"]),
     ):
-        other = load_settings(**{**settings.model_dump(include=settings.model_fields_set), **changed})  # type: ignore[arg-type]
+        other = load_settings(**{**settings.model_dump(include=settings.model_fields_set), **changed})
         (found,) = await wrong(broker.examine(other))
         assert all(word in found.text + str(found.fix) for word in words), found
     async with start(stream_max_age="2h") as settings:

@@ -129,6 +129,7 @@ async def test_a_clean_stop_leaves_nothing_to_be_read_again(start: Start, instal
         """SELECT intended IS NULL AS complete, (SELECT count(*) FROM tocsin.journal WHERE NOT pg_visible_in_snapshot(xid, reached)) AS rows
            FROM tocsin.progress ORDER BY n DESC LIMIT 1"""
     )
+    assert left is not None
     assert (left["complete"], left["rows"]) == (True, 0)
 
 

@@ -78,7 +78,7 @@ async def test_events_once_more_by_each_verb(start: Start, installed: asyncpg.Co
         replayed, why, other = await together(verb("replay", "--since", "1h", "--to", "replay.verbs"), verb("why", "t", "101"), verb("why", "t", "999"))
         assert replayed[0] == 0, replayed
         count = int(replayed[1].split()[0])
-        keys = []
+        keys: list[int | None] = []
         async with asyncio.timeout(10):
             while len(keys) < count:
                 event = decode_event((await again.next_msg(timeout=5)).data)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tocsin_check import pace
 from tocsin_check.pace import Pace
 
 
@@ -18,7 +17,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr(pace.asyncio, "sleep", sleep)
+    monkeypatch.setattr("tocsin_check.pace.asyncio.sleep", sleep)
     return pauses
 
 

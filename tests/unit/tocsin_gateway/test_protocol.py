@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -125,7 +126,8 @@ def test_a_subject_that_would_harm_nats_never_gets_there(subject: str) -> None:
 
 
 def test_what_a_filter_says_wrong_is_told_to_its_subscription() -> None:
-    for wrong in ({"customer": 42}, [], 5, {"customer": {"equals": 42}}, {"customer": {"eq": None}}):
+    each: tuple[Any, ...] = ({"customer": 42}, [], 5, {"customer": {"equals": 42}}, {"customer": {"eq": None}})
+    for wrong in each:
         with pytest.raises(ProtocolError) as refused:
             protocol.checked_where(Subscribe("a", "pg.>", where=wrong))
         assert (refused.value.code, refused.value.id) == ("bad-where", "a")

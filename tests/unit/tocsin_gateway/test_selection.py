@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -268,7 +268,7 @@ def test_a_column_nested_beyond_the_parser_reaches_a_client_of_bare_events_too()
 
     body = b'{"data":{"deep":' + b"[" * 5000 + b"]" * 5000 + b"}}"
     event = StreamEvent("epoch", 5, "pg.shop.change.public.orders.insert", body)
-    outbox = BareOutbox(Sink())
+    outbox = BareOutbox(cast("Any", Sink()))
     outbox.send(addressed(event.payload, [(b'"event"', b"null")]))
     outbox.send(b'{"op":"row","id":"a","key":null,"row":' + body + b"}")
     assert sent[0] == b'{"natssubject":"pg.shop.change.public.orders.insert","position":"epoch-5",' + body[1:]

@@ -84,11 +84,11 @@ def test_the_canary_is_outside_of_every_subscription() -> None:
 @given(st.lists(st.sampled_from([1, 1000, CHUNK_BYTES // 2, CHUNK_BYTES, 2 * CHUNK_BYTES]), max_size=40))
 def test_chunks_keep_the_order_and_the_bounds(sizes: list[int]) -> None:
     bodies = {size: bytes(size) for size in set(sizes)}
-    messages = [Message(n, False, "s", bodies[size], {}, 0.0, 0.0) for n, size in enumerate(sizes)]
+    messages = [Message(n, False, "s", bodies[size], "", 0.0, 0.0) for n, size in enumerate(sizes)]
     chunks = _chunks(messages)
     assert [m.seq for chunk in chunks for m in chunk] == list(range(len(sizes)))
     assert all(len(chunk) == 1 or sum(len(m.body) for m in chunk) <= CHUNK_BYTES for chunk in chunks)
 
 
 def test_chunks_hold_at_most_five_hundred() -> None:
-    assert [len(chunk) for chunk in _chunks([Message(n, False, "s", b"", {}, 0.0, 0.0) for n in range(1200)])] == [500, 500, 200]
+    assert [len(chunk) for chunk in _chunks([Message(n, False, "s", b"", "", 0.0, 0.0) for n in range(1200)])] == [500, 500, 200]
