@@ -13,6 +13,7 @@ from rich.console import Console
 from tocsin.cli.examine import broker, delivery, program, replica, services, source
 from tocsin.cli.examine.finding import Finding
 from tocsin.settings import Settings, load_settings
+from tocsin.stack.running import here
 
 
 def command(
@@ -40,8 +41,7 @@ def command(
 async def examine(settings: Settings) -> list[Finding]:
     """All findings, part by part; the parts are asked at the same time."""
     # The stream's name follows from the source's; where `up` chose that, it is not in the settings.
-    nats_url = settings.nats_url if "nats_url" in settings.model_fields_set else f"nats://127.0.0.1:{settings.embedded_nats_port}"
-    named = settings.model_copy(update={"database_url": source.url_of(settings), "nats_url": nats_url})
+    named = here(settings)
     async with asyncio.TaskGroup() as group:
         parts = [
             group.create_task(_collect(source.examine(settings))),

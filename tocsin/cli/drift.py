@@ -21,6 +21,7 @@ from tocsin.cli.drift_state import KEPT, State, check_writable
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
+from tocsin.stack.running import here
 from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
@@ -76,7 +77,7 @@ def command(
         raise OperatorError("--repair is done once, either with --apply or as SQL", "tocsin drift --repair --output repair.sql", exit_code=2)
     if output is not None:
         check_writable(output, "--output")
-    settings = load_settings(database_url=database_url, replica_url=replica_url)
+    settings = here(load_settings(database_url=database_url, replica_url=replica_url))
     configure_logging("warning", settings.log_format)
     mending = Mending(settings.require_replica_url(), apply=apply, output=output, to_stdout=not as_json) if repair else None
     pace = Pace(share=max_load, rows_per_second=max_rows)

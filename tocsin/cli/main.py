@@ -19,6 +19,7 @@ VERBS: Final = {
     "validate": "Start here",
     "why": "Start here",
     "demo": "Start here",
+    "psql": "Start here",
     "install": "Source database",
     "watch": "Source database",
     "unwatch": "Source database",
@@ -56,7 +57,8 @@ class LazyGroup(TyperGroup):
             return None
         module = importlib.import_module(f"tocsin.cli.{cmd_name}")
         single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-        single.command(cmd_name, rich_help_panel=VERBS[cmd_name], epilog=EPILOG)(module.command)
+        context = getattr(module, "CONTEXT", None)
+        single.command(cmd_name, rich_help_panel=VERBS[cmd_name], epilog=EPILOG, context_settings=context)(module.command)
         return typer.main.get_command(single)
 
 

@@ -23,13 +23,14 @@ def command(
     """
     from tocsin import broker, postgres
     from tocsin.settings import load_settings
+    from tocsin.stack.running import here
     from tocsin_listener.replay import parse_since, replay
 
     asked = parse_since(since)
     console = Console(highlight=False, soft_wrap=True)
 
     async def run() -> int:
-        settings = load_settings(database_url=database_url, nats_url=nats_url)
+        settings = here(load_settings(database_url=database_url, nats_url=nats_url))
         url = settings.require_database_url()
         async with (
             postgres.connection(url, setting="TOCSIN_DATABASE_URL", application="tocsin replay") as connection,

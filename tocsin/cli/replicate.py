@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 
 from tocsin.errors import OperatorError
 from tocsin.settings import Settings, load_settings
+from tocsin.stack.running import here
 from tocsin_check.replicate import Progress, Replicated, replicate
 from tocsin_check.unreplicate import Dropped, unreplicate
 
@@ -51,7 +52,7 @@ def command(
 
     Example: `tocsin replicate --drop`
     """
-    settings = load_settings(database_url=database_url, replica_url=replica_url)
+    settings = here(load_settings(database_url=database_url, replica_url=replica_url))
     if with_data and not drop:
         raise OperatorError("--with-data goes with --drop only", "tocsin replicate --drop --with-data", exit_code=2)
     if drop and (where or columns):

@@ -18,9 +18,10 @@ def with_source(database_url: str | None, work: Callable[[asyncpg.Connection], A
     """Run `work` on a connection to the source database; its result."""
     from tocsin import postgres
     from tocsin.settings import load_settings
+    from tocsin.stack.running import here
 
     async def run() -> T:
-        url = load_settings(database_url=database_url).require_database_url()
+        url = here(load_settings(database_url=database_url)).require_database_url()
         async with postgres.connection(url, setting="TOCSIN_DATABASE_URL", application="tocsin") as connection:
             return await work(connection)
 

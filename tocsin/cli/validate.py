@@ -12,13 +12,13 @@ import msgspec
 import typer
 from rich.console import Console
 
-from tocsin.cli.examine import replica, source
 from tocsin.cli.validation.report import Report, Step
 from tocsin.cli.validation.round import Round, Wanted
 from tocsin.cli.validation.trial import Trial
 from tocsin.errors import OperatorError
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
+from tocsin.stack.running import here
 
 _INTERRUPTED = 130
 _TOKEN_LASTS = 600
@@ -49,7 +49,7 @@ def command(  # noqa: PLR0917  # options are named
 
     Example: `tocsin validate --url https://events.example.com --check-url http://checker:8090 --json`
     """
-    settings = _found(load_settings(database_url=database_url, replica_url=replica_url, nats_url=nats_url), nats_url)
+    settings = _found(load_settings(database_url=database_url, replica_url=replica_url, nats_url=nats_url))
     configure_logging("error", settings.log_format)
     trial = Trial(schema)
     wanted = Wanted(
@@ -97,15 +97,13 @@ def _run(round_: Round) -> bool:
     return asyncio.run(main())
 
 
-def _found(settings: Settings, nats_url: str | None) -> Settings:
+def _found(settings: Settings) -> Settings:
     """With the URLs of `tocsin up` on this machine where none are set."""
-    up = {"database_url": source.url_of(settings), "replica_url": replica.url_of(settings)}
-    if nats_url is None and "nats_url" not in settings.model_fields_set:
-        up["nats_url"] = f"nats://127.0.0.1:{settings.embedded_nats_port}"
-    if up["database_url"] is None:
+    found = here(settings)
+    if found.database_url is None:
         fix = "export TOCSIN_DATABASE_URL=postgresql://user@host:5432/name, or: tocsin up"
         raise OperatorError("TOCSIN_DATABASE_URL is not set, and no `tocsin up` runs here", fix, exit_code=1)
-    return settings.model_copy(update=up)
+    return found
 
 
 def _token(settings: Settings, trial: Trial) -> str | None:

@@ -34,8 +34,9 @@ def command(
     Examples: `tocsin why orders 42` · `tocsin why 'pg.shop.change.public.orders.*.7'`
     """
     from tocsin import postgres
+    from tocsin.stack.running import here
 
-    settings = load_settings(database_url=database_url, nats_url=nats_url)
+    settings = here(load_settings(database_url=database_url, nats_url=nats_url))
 
     async def run() -> list[Finding]:
         source = settings.require_database_url()

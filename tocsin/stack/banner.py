@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tocsin import postgres
+from tocsin.settings import Settings
 from tocsin.stack.plan import Plan
 from tocsin.subject import encode_token
 
@@ -25,13 +26,17 @@ def banner(plan: Plan, *, demo: bool) -> str:
         f"curl -N 'http://{plan.gateway_address}/sse?subject={orders}'",
         f"nats --server {plan.nats_url} sub '{plan.prefix}.>'",
         ("" if port == "8080" else f"TOCSIN_GATEWAY_PORT={port} ") + f"tocsin tail '{orders}'",
-        f"psql {postgres.without_password(plan.source_url)}",
     ]
-    if demo:
-        tries.append("  UPDATE orders SET note = 'hello' WHERE id = (SELECT max(id) FROM orders);   -- then look at the others")
-    if plan.source and plan.replica:
+    if (plan.source and plan.source.port != _usual("source")) or (plan.replica and plan.replica.port != _usual("replica")):
         tries.append(f"export TOCSIN_DATABASE_URL={plan.source_url} TOCSIN_REPLICA_URL={plan.replica_url}")
-        tries.append("  tocsin drift; tocsin watched; tocsin doctor")
+    if demo:
+        tries.append("tocsin psql -c \"UPDATE orders SET note = 'hello' WHERE id = (SELECT max(id) FROM orders)\"")
+    tries.append("tocsin watched; tocsin drift; tocsin doctor")
     addresses = [f"  {name:<13}{address:<48}{note}".rstrip() for name, address, note in rows]
     commands = [f"    {command}" for command in tries]
     return "\n".join(["", *addresses, "", "  Try, each in a terminal of its own:", *commands, "", "  Ctrl-C stops everything; the data stay.", ""])
+
+
+def _usual(part: str) -> int:
+    """The port at which the verbs look for the embedded `part` by themselves."""
+    return int(Settings.model_fields[f"embedded_{part}_port"].default)

@@ -11,8 +11,7 @@ from tocsin import postgres
 from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.settings import Settings
-from tocsin.stack.plan import DATABASE
-from tocsin.stack.process import port_is_open
+from tocsin.stack import running
 
 PART: Final = "replica"
 SETTING: Final = "TOCSIN_REPLICA_URL"
@@ -27,16 +26,8 @@ WHERE s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database(
 """
 
 
-def url_of(settings: Settings) -> str | None:
-    """The replica's URL: as set, else the embedded one's where `tocsin up` seems to run."""
-    if settings.replica_url is not None:
-        return settings.replica_url
-    port = settings.embedded_replica_port
-    return f"postgresql://postgres@127.0.0.1:{port}/{DATABASE}" if port_is_open(port) else None
-
-
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    url = url_of(settings)
+    url = running.replica_url(settings)
     if url is None:
         yield good(PART, f"{SETTING} is not set: no replica to look at")
         return

@@ -13,8 +13,7 @@ from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.errors import OperatorError, Unavailable
 from tocsin.settings import Settings
 from tocsin.sql import load_queries
-from tocsin.stack.plan import DATABASE
-from tocsin.stack.process import port_is_open
+from tocsin.stack import running
 
 PART: Final = "source"
 SETTING: Final = "TOCSIN_DATABASE_URL"
@@ -24,16 +23,8 @@ MERGE_FIXED: Final = {15: 16, 16: 12, 17: 8, 18: 2}
 _SQL: Final = load_queries("tocsin.cli.examine", "source.sql")
 
 
-def url_of(settings: Settings) -> str | None:
-    """The source's URL: as set, else the embedded one's where `tocsin up` seems to run."""
-    if settings.database_url is not None:
-        return settings.database_url
-    port = settings.embedded_source_port
-    return f"postgresql://postgres@127.0.0.1:{port}/{DATABASE}" if port_is_open(port) else None
-
-
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
-    url = url_of(settings)
+    url = running.source_url(settings)
     if url is None:
         yield bad(PART, f"{SETTING} is not set, and no `tocsin up` runs here", f"export {SETTING}=postgresql://user@host:5432/name, or: tocsin up")
         return
