@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nats.aio.client import Client
 from websockets.asyncio.client import connect
 
 from tests.support import oracle
+from tests.support.certificates import Authority
 from tests.support.up import Place, place, up
 
 SERVICES = ("listener", "gateway", "check", "demo")
@@ -66,8 +68,6 @@ async def test_a_commit_of_ones_own_reaches_a_websocket_client_nats_and_the_repl
 
 
 async def tocsin(*arguments: str, environment: dict[str, str], expect: int = 0) -> str:
-    import sys
-
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tocsin.cli.main", *arguments), env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -263,3 +263,27 @@ async def test_an_own_source_that_does_not_exist_is_named() -> None:
             assert await running.ended() == 1
         assert "TOCSIN_DATABASE_URL" in running.text
         assert here.processes() == {}
+
+
+async def test_with_a_certificate_of_ones_own_everything_goes_by_https_and_who_does_not_trust_it_is_told_what_to_do() -> None:
+    async with place() as here:
+        authority = Authority(here.folder)
+        certificate, key = authority.issue("gateway")
+        here.environment.update(TOCSIN_GATEWAY_TLS_CERT=str(certificate), TOCSIN_GATEWAY_TLS_KEY=str(key))
+        async with up(here, "--no-demo") as running:
+            await running.until_line("ready")
+            assert f"wss://{here.gateway}/ws" in running.text
+            environment = {**here.environment, "TOCSIN_DATABASE_URL": here.source_url, "TOCSIN_NATS_URL": here.nats_url}
+            subject = "pg.shop.event.tocsin.ready"
+            shown = await tocsin("tail", subject, "--since", "start", "--count", "1", environment={**environment, "SSL_CERT_FILE": str(authority.ca)})
+            assert "tocsin.ready" in shown
+            assert "SSL_CERT_FILE=ca.pem tocsin why" in await tocsin("why", subject, environment=environment, expect=1)
+            tail = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tocsin.cli.main", "tail", subject), env=environment, stderr=asyncio.subprocess.PIPE
+            )
+            assert tail.stderr is not None
+            async with asyncio.timeout(20):
+                await tail.stderr.readline()
+                assert b"SSL_CERT_FILE=ca.pem tocsin tail" in await tail.stderr.readline()
+            tail.kill()
+            await tail.wait()

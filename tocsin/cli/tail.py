@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from tocsin.cli.handler import Handler, HandlerError
+from tocsin.cli.https import certificate_fix
 from tocsin.client import Delivery, Gap, Live, Row, SnapshotEnd, SnapshotStart, SubscribeError, subscribe
 from tocsin.errors import OperatorError
 from tocsin.settings import load_settings
@@ -153,7 +154,8 @@ class _Teller:
         if state == "live" and self._told:
             self._say("[green]connected[/]")
         if now and not self._told:
-            self._say(now + "\n[dim]start it with: tocsin gateway, or everything with: tocsin up[/]")
+            fix = certificate_fix(error, "tail") or "start it with: tocsin gateway, or everything with: tocsin up"
+            self._say(f"{now}\n[dim]{_plain(fix)}[/]")
         if state != "connecting":
             self._told = now
 

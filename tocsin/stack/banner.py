@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from tocsin import postgres
 from tocsin.settings import Settings
 from tocsin.stack.plan import Plan
 from tocsin.subject import encode_token
+from tocsin.subscription import socket_url
 
 
 def banner(plan: Plan, *, demo: bool) -> str:
@@ -13,22 +16,21 @@ def banner(plan: Plan, *, demo: bool) -> str:
     root = f"{plan.prefix}.{encode_token(plan.source_name)}"
     orders = f"{root}.change.public.orders.>" if demo else f"{root}.change.>"
     rows = (
-        ("console", f"http://{plan.gateway_address}/", "subscribe in the browser"),
-        ("WebSocket", f"ws://{plan.gateway_address}/ws", f"docs: http://{plan.gateway_address}/docs"),
-        ("drift report", f"http://{plan.check_address}/", ""),
+        ("console", f"{plan.gateway_url}/", "subscribe in the browser"),
+        ("WebSocket", socket_url(plan.gateway_url), f"docs: {plan.gateway_url}/docs"),
+        ("drift report", f"{plan.check_url}/", ""),
         ("source", postgres.without_password(plan.source_url), "" if plan.source else "yours"),
         ("replica", postgres.without_password(plan.replica_url), "" if plan.replica else "yours"),
-        ("NATS", plan.nats_url.rpartition("@")[2] if "@" in plan.nats_url else plan.nats_url, f"stream {plan.stream}"),
-        ("listener", f"http://{plan.listener_address}/readyz", ""),
+        ("NATS", _without_login(plan.nats_url), f"stream {plan.stream}" if plan.nats else f"yours; stream {plan.stream}"),
+        ("listener", f"{plan.listener_url}/readyz", ""),
     )
-    port = plan.gateway_address.rpartition(":")[2]
     tries = [
-        f"curl -N 'http://{plan.gateway_address}/sse?subject={orders}'",
-        f"nats --server {plan.nats_url} sub '{plan.prefix}.>'",
-        ("" if port == "8080" else f"TOCSIN_GATEWAY_PORT={port} ") + f"tocsin tail '{orders}'",
+        f"curl -N '{plan.gateway_url}/sse?subject={orders}'",
+        f"nats --server {_without_login(plan.nats_url)} sub '{plan.prefix}.>'",
+        f"tocsin tail '{orders}'",
     ]
-    if (plan.source and plan.source.port != _usual("source")) or (plan.replica and plan.replica.port != _usual("replica")):
-        tries.append(f"export TOCSIN_DATABASE_URL={plan.source_url} TOCSIN_REPLICA_URL={plan.replica_url}")
+    if unusual := " ".join(f"{part.setting}={part.port}" for part in plan.listening if part.port != _usual(part.setting)):
+        tries.insert(0, f"export {unusual}")
     if demo:
         tries.append("tocsin psql -c \"UPDATE orders SET note = 'hello' WHERE id = (SELECT max(id) FROM orders)\"")
     tries.append("tocsin watched; tocsin drift; tocsin doctor")
@@ -37,6 +39,11 @@ def banner(plan: Plan, *, demo: bool) -> str:
     return "\n".join(["", *addresses, "", "  Try, each in a terminal of its own:", *commands, "", "  Ctrl-C stops everything; the data stay.", ""])
 
 
-def _usual(part: str) -> int:
-    """The port at which the verbs look for the embedded `part` by themselves."""
-    return int(Settings.model_fields[f"embedded_{part}_port"].default)
+def _usual(setting: str) -> int:
+    """The port at which the verbs look for a part by themselves."""
+    return int(Settings.model_fields[setting.removeprefix("TOCSIN_").lower()].default)
+
+
+def _without_login(nats_url: str) -> str:
+    """The servers as they may be shown; user and password are what the setting says."""
+    return ",".join(re.sub("//[^/]*@", "//", url) for url in nats_url.split(","))

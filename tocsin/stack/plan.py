@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tocsin.settings import Settings, local_address
+from tocsin.settings import Settings
 from tocsin.stack.nats_server import NatsServer
 from tocsin.stack.ports import Listening
 from tocsin.stack.postgres_server import PostgresServer
@@ -42,9 +42,9 @@ class Plan:
     source_name: str
     prefix: str
     stream: str
-    gateway_address: str
-    listener_address: str
-    check_address: str
+    gateway_url: str
+    listener_url: str
+    check_url: str
     needs_token: bool
     listening: tuple[Listening, ...]
 
@@ -73,8 +73,8 @@ def make_plan(settings: Settings, folder: Path) -> Plan:
         "replica_url": replica.url(DATABASE) if replica else settings.require_replica_url(),
         "nats_url": nats.url if nats else settings.nats_url,
     }
-    complete = settings.model_copy(update=urls)
     ports = {f"{name}_port": getattr(settings, f"{name}_port") or free_port() for name in ("listener", "gateway", "check")}
+    complete = settings.model_copy(update={**urls, **ports})
     passed = {**urls, **{name: str(port) for name, port in ports.items()}}
     return Plan(
         source=source,
@@ -90,9 +90,9 @@ def make_plan(settings: Settings, folder: Path) -> Plan:
         source_name=complete.source_name,
         prefix=settings.subject_prefix,
         stream=complete.stream_name,
-        gateway_address=local_address(settings.gateway_host, ports["gateway_port"]),
-        listener_address=local_address(settings.listener_host, ports["listener_port"]),
-        check_address=local_address(settings.check_host, ports["check_port"]),
+        gateway_url=complete.gateway_url,
+        listener_url=complete.listener_url,
+        check_url=complete.check_url,
         needs_token=settings.jwt_secret is not None or settings.jwks_url is not None,
         listening=tuple(_listening(settings, ports, source, replica, nats)),
     )

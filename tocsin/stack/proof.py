@@ -20,6 +20,7 @@ from tocsin import postgres
 from tocsin.errors import OperatorError, TocsinError
 from tocsin.event import Event
 from tocsin.subject import encode_token
+from tocsin.subscription import socket_url
 
 TYPE: Final = "tocsin.ready"
 PATIENCE: Final = 60.0
@@ -32,31 +33,32 @@ class RefusedError(TocsinError):
 
 
 async def first_event(source_url: str, gateway: str, prefix: str, source: str, *, patience: float = PATIENCE) -> float:
-    """Commit an event and wait until it arrives; the seconds it took. `gateway` is host:port.
+    """Commit an event and wait until it arrives; the seconds it took. `gateway` is its URL, http or https.
 
     Raises OperatorError with what is not ready where none has arrived after `patience` seconds.
     """
+    url = socket_url(gateway)
     subject = f"{prefix}.{encode_token(source)}.event.{TYPE}"
     last: Exception | None = None
     try:
         async with asyncio.timeout(patience):
             while True:
                 try:
-                    async with _subscribed(f"ws://{gateway}/ws", subject) as socket:
+                    async with _subscribed(url, subject) as socket:
                         return await _there_and_back(socket, source_url)
                 except (OSError, WebSocketException, TocsinError) as error:
                     last = error  # the gateway starts, or waits for the stream that the listener is making
                 await asyncio.sleep(PAUSE)
     except TimeoutError:
         raise OperatorError(
-            f"no event arrived at a WebSocket client of ws://{gateway}/ws within {patience:.0f} s: {last or 'the gateway accepts, and is silent'}",
+            f"no event arrived at a WebSocket client of {url} within {patience:.0f} s: {last or 'the gateway accepts, and is silent'}",
             "tocsin doctor looks at every part and names the fix",
         ) from last
 
 
 @contextlib.asynccontextmanager
 async def _subscribed(url: str, subject: str) -> AsyncIterator[ClientConnection]:
-    async with connect(url, proxy=None, compression=None) as socket:
+    async with connect(url, proxy=None, compression=None, ssl=_unverified() if url.startswith("wss:") else None) as socket:
         await socket.send(msgspec.json.encode({"op": "subscribe", "id": "up", "subject": subject, "since": "now"}).decode())
         async for frame in _frames(socket):
             if frame["op"] == "subscribed":
@@ -83,37 +85,32 @@ async def _frames(socket: ClientConnection) -> AsyncIterator[dict[str, Any]]:
         yield frame
 
 
-async def until_ready(address: str, *, patience: float = PATIENCE) -> None:
+async def until_ready(url: str, *, patience: float = PATIENCE) -> None:
     """Wait until a service's /readyz says 200. Raises OperatorError with its last answer."""
-    await _until(address, lambda code: code == 200, patience)
+    await _until(url, lambda code: code == 200, patience)
 
 
-async def until_answers(address: str, *, patience: float = PATIENCE) -> None:
+async def until_answers(url: str, *, patience: float = PATIENCE) -> None:
     """Wait until a service answers at all, ready or not. Raises OperatorError."""
-    await _until(address, lambda code: code > 0, patience)
+    await _until(url, lambda code: code > 0, patience)
 
 
-async def _until(address: str, enough: Callable[[int], bool], patience: float) -> None:
+async def _until(url: str, enough: Callable[[int], bool], patience: float) -> None:
     last = "no answer"
     try:
         async with asyncio.timeout(patience):
             while True:
-                code, last = await asyncio.to_thread(readiness, address)
+                code, last = await asyncio.to_thread(readiness, url)
                 if enough(code):
                     return
                 await asyncio.sleep(PAUSE)
     except TimeoutError:
-        raise OperatorError(f"http://{address}/readyz: {last}", "tocsin doctor looks at every part and names the fix") from None
+        raise OperatorError(f"{url}/readyz: {last}", "tocsin doctor looks at every part and names the fix") from None
 
 
 def readiness(address: str, *, patience: float = 3.0) -> tuple[int, str]:
-    """The code and the body of the /readyz of a service at host:port or a URL; code 0 where nobody answers. Blocking.
-
-    Its certificate is not looked at: it has another name than this machine's loopback, and nothing is said that somebody else might not hear.
-    """
-    unverified = ssl.create_default_context()
-    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unverified))
+    """The code and the body of the /readyz of a service at host:port or a URL; code 0 where nobody answers. Blocking."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_unverified()))
     try:
         with opener.open(f"{address if '://' in address else f'http://{address}'}/readyz", timeout=patience) as answer:
             return answer.status, answer.read().decode(errors="replace")
@@ -121,3 +118,10 @@ def readiness(address: str, *, patience: float = 3.0) -> tuple[int, str]:
         return error.code, error.read().decode(errors="replace")
     except OSError as error:
         return 0, str(getattr(error, "reason", error))
+
+
+def _unverified() -> ssl.SSLContext:
+    """The certificate is not looked at: it has another name than this machine's loopback, and nothing is said that somebody else might not hear."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

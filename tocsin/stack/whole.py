@@ -97,11 +97,11 @@ class Whole:
     async def _prove(self, source: asyncio.Task[None], replica: asyncio.Task[None], begin: float) -> None:
         await source
         if self.plan.needs_token:
-            for address in (self.plan.listener_address, self.plan.gateway_address):
-                await proof.until_ready(address)
+            for url in (self.plan.listener_url, self.plan.gateway_url):
+                await proof.until_ready(url)
             how = "the listener and the gateway say that events flow; the gateway asks for a token, so `up` has not looked as a client"
         else:
-            seconds = await proof.first_event(self.plan.source_url, self.plan.gateway_address, self.plan.prefix, self.plan.source_name)
+            seconds = await proof.first_event(self.plan.source_url, self.plan.gateway_url, self.plan.prefix, self.plan.source_name)
             how = f"an event went from a commit to a WebSocket client in {seconds * 1000:.0f} ms"
         await replica  # whoever reads `ready` may use every server that the banner names
         self.say(banner(self.plan, demo=self.demo))
@@ -117,10 +117,10 @@ class Whole:
             if tables:
                 await self.rooms.replicate(self.plan.source_url, self.plan.replica_url, tables)
         await self.supervisor.start("check", self.plan.checker, rank=READERS)
-        await proof.until_answers(self.plan.check_address)
+        await proof.until_answers(self.plan.check_url)
         if self.plan.replica is not None:
             what = f"{len(tables)} tables copied and following" if tables else "it follows nothing yet; tocsin replicate TABLE"
-            self.say(f"replica: {what}; the report is http://{self.plan.check_address}/")
+            self.say(f"replica: {what}; the report is {self.plan.check_url}/")
 
     async def _can_be_replicated(self) -> bool:
         """Whether the source writes what a replica needs; it says why not."""

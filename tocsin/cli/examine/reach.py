@@ -14,6 +14,7 @@ from tocsin.broker import JetStreamError, stored_message
 from tocsin.cli.examine.finding import Finding, bad, good
 from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
 from tocsin.cli.examine.way import Reached
+from tocsin.cli.https import certificate_fix
 from tocsin.errors import Unavailable
 from tocsin.event import EPOCH, MSG_ID
 from tocsin.settings import Settings
@@ -57,7 +58,8 @@ async def gateway(what: str, url: str, subject: str, token: str | None) -> Findi
             await socket.send(msgspec.json.encode({"op": "subscribe", "id": "why", "subject": subject, "since": "now"}).decode())
             frame = await _verdict(socket)
     except (OSError, TimeoutError, WebSocketException, msgspec.DecodeError) as error:
-        return bad(what, f"the gateway does not answer at {url}: {error or type(error).__name__}", "tocsin gateway   # or name it: --url http://host:8080")
+        fix = certificate_fix(error, "why") or "tocsin gateway   # or name it: --url http://host:8080"
+        return bad(what, f"the gateway does not answer at {url}: {error or type(error).__name__}", fix)
     if frame["op"] == "subscribed":
         return good(what, f"the gateway gives it to {whose}; from here on at the position {frame['position']}")
     code, message = frame.get("code"), frame.get("message")

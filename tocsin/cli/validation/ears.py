@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tocsin import broker
+from tocsin.cli.https import certificate_fix
 from tocsin.cli.validation.report import GATEWAY, Broken
 from tocsin.event import COPY
 from tocsin.settings import Settings
@@ -84,8 +85,7 @@ async def socket_ear(url: str, subjects: list[str], token: str | None, patience:
             f"{address}: {error}; does the URL lead to a Tocsin gateway?", "say where the gateway is with --url; does it want https?", part=GATEWAY
         ) from error
     except ssl.SSLError as error:
-        fix = "say the name that its certificate has, --url https://NAME; with a CA of your own: SSL_CERT_FILE=ca.pem tocsin validate …"
-        raise Broken(f"{address}: {error}", fix, part=GATEWAY) from error
+        raise Broken(f"{address}: {error}", certificate_fix(error, "validate") or "", part=GATEWAY) from error
     except OSError as error:
         raise Broken(f"nobody answers at {address}: {error}", "tocsin gateway   # or say where it is with --url", part=GATEWAY) from error
     reading: asyncio.Task[None] | None = None
