@@ -75,7 +75,8 @@ async def test_a_full_store_presses_back_to_the_journal_and_goes_on_when_there_i
             await source.execute("INSERT INTO t (n) SELECT generate_series(1, 2000)")
             child = running.services["listener"]
             log = running.folder / "listener.log"
-            await until(lambda: "trying again" in log.read_text(), 20, "the listener says that NATS refuses")
+            await until(lambda: "insufficient resources" in log.read_text(), 20, "the listener says why NATS refuses")
+            assert "NATS's store is full" in await running.tocsin("doctor", expect=1)
             used = _cpu_seconds(child.pid)
             async with asyncio.timeout(2):
                 for number in range(100):

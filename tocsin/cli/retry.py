@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Send again the events that NATS refused for good, each as a new event, once what it refused them for is mended.
 
-    Example: `tocsin retry --list`, then raise max_payload in nats-server's configuration, then `tocsin retry`
+    Example: `tocsin retry --list`, then raise max_payload in nats-server's configuration and restart it, then `tocsin retry`
     """
     from tocsin_listener.quarantine import Refusal, refusals, retry
 

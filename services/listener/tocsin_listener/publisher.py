@@ -53,6 +53,8 @@ class Publisher:
         self._atomic = atomic
         self._inbox = client.new_inbox()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._openings: dict[str, asyncio.Future[Msg]] = {}
+        """By the first message of a chunk of single ones, the whole chunk's."""
         self._fit: set[str] = set()
         self._pace = Pace()
 
@@ -115,9 +117,10 @@ class Publisher:
         end = len(messages) - 1
         frames = [wire.frame(message, f"{EXPECTED_LAST}: {last + number}\r\n", reply if number == end else "") for number, message in enumerate(messages)]
         if end:
-            first_reply, first = self._expect()
-            first.add_done_callback(lambda answer: _refused(answer, future))
-            frames[0] = wire.frame(messages[0], f"{EXPECTED_LAST}: {last}\r\n", first_reply)
+            token = secrets.token_hex(6)
+            self._openings[token] = future
+            future.add_done_callback(lambda _: self._openings.pop(token, None))
+            frames[0] = wire.frame(messages[0], f"{EXPECTED_LAST}: {last}\r\n", f"{self._inbox}.{token}")
         return frames, future
 
     def _batch(self, messages: Sequence[Message], last: int) -> tuple[list[bytes], asyncio.Future[Msg]]:
@@ -137,7 +140,11 @@ class Publisher:
         return f"{self._inbox}.{token}", future
 
     async def on_answer(self, answer: Msg) -> None:
-        future = self._waiting.get(answer.subject.rpartition(".")[2])
+        token = answer.subject.rpartition(".")[2]
+        future = self._waiting.get(token)
+        # Here and not in a callback: in the same read comes the last one's answer, which says only that one before it is missing.
+        if future is None and _refuses(answer):
+            future = self._openings.get(token)
         if future is not None and not future.done():
             future.set_result(answer)
 
@@ -146,10 +153,8 @@ class Publisher:
         return f"{self._inbox}.*"
 
 
-def _refused(answer: asyncio.Future[Msg], chunk: asyncio.Future[Msg]) -> None:
-    """What refuses the first message is the answer to the chunk."""
-    if not answer.cancelled() and not chunk.done() and (b'"error"' in answer.result().data or not answer.result().data):
-        chunk.set_result(answer.result())
+def _refuses(answer: Msg) -> bool:
+    return b'"error"' in answer.data or not answer.data
 
 
 @asynccontextmanager

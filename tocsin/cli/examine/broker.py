@@ -40,7 +40,7 @@ async def _server(client: Client, settings: Settings, shown: str) -> AsyncIterat
     else:
         yield good(PART, f"{shown}: nats-server {version.major}.{version.minor}.{version.patch}")
     if client.max_payload < settings.max_event:
-        fix = f"max_payload: {int(settings.max_event)} in nats-server's configuration, or TOCSIN_MAX_EVENT={client.max_payload}"
+        fix = f"max_payload: {int(settings.max_event)} in nats-server's configuration and a restart of it, or TOCSIN_MAX_EVENT={client.max_payload}"
         yield bad(PART, f"max_payload is {client.max_payload}, less than TOCSIN_MAX_EVENT={int(settings.max_event)}", fix)
     else:
         yield good(PART, f"max_payload {client.max_payload:,} bytes holds the largest event ({int(settings.max_event):,})")

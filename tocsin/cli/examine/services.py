@@ -29,7 +29,13 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         elif code == 0:
             yield bad(PART, f"the {name} does not answer at {address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
         else:
-            yield bad(PART, f"the {name} is not ready: {body}", f"its log says why; {address}/metrics has the figures")
+            yield bad(PART, f"the {name} is not ready: {body}", _fix(address, body))
+
+
+def _fix(address: str, body: str) -> str:
+    if "insufficient resources" in body:
+        return "NATS's store is full: give it room (its disk, max_file_store), or take less: a smaller TOCSIN_STREAM_MAX_BYTES, then restart the listener"
+    return f"its log says why; {address}/metrics has the figures"
 
 
 def dropped(body: str) -> int:
