@@ -44,6 +44,7 @@ async def test_a_dump_in_another_server_is_refused_with_the_fix_and_the_fix_work
             log = (running.folder / "listener.log").read_text()
             assert "came with a dump of another server" in log
             assert "tocsin uninstall; tocsin install; tocsin watch" in log
+            assert "came with a dump of another server" in await running.tocsin("doctor", expect=1)
             assert "t" in await running.tocsin("watched")
             await running.tocsin("uninstall")
             await running.tocsin("install")

@@ -68,7 +68,7 @@ class Supervisor:
             if code == BAD_SETTING:
                 raise OperatorError(f"{name} can't run as it is set up:\n{process.tail(part.log)}", f"correct that and start again; its log is {part.log}")
             deaths = 1 if time.monotonic() - begin > SETTLED else deaths + 1
-            await self._start_again(name, part, f"ended with {_told(code)}", deaths)
+            await self._start_again(name, part, f"ended with {_told(code)}{_last_word(part.log) if code > 0 else ''}", deaths)
 
     async def _start_again(self, name: str, part: Part, reason: str, deaths: int) -> None:
         while True:
@@ -82,6 +82,12 @@ class Supervisor:
                 reason = f"did not start: {str(error).splitlines()[0]}"
             else:
                 return
+
+
+def _last_word(log: Path) -> str:
+    """What a command of ours says before it ends with a failure; each is written as `error: …`, a line before its fix."""
+    said = [line for line in process.tail(log).splitlines() if line.startswith("error: ")]
+    return f", {said[-1]}" if said else ""
 
 
 def _told(code: int) -> str:

@@ -22,11 +22,16 @@ def psql(*arguments: str, path: str | None = None, **settings: str) -> subproces
     )
 
 
-def test_a_statement_is_answered_by_the_source_or_the_replica(source_url: str, replica_url: str) -> None:
+WHERE_AND_SINCE_WHEN = "SELECT current_database() || ' since ' || extract(epoch FROM pg_postmaster_start_time())"
+
+
+async def test_a_statement_is_answered_by_the_source_or_the_replica(
+    source_url: str, replica_url: str, source: asyncpg.Connection, replica: asyncpg.Connection
+) -> None:
     settings = {"TOCSIN_DATABASE_URL": source_url, "TOCSIN_REPLICA_URL": replica_url}
-    for arguments, url in ((("-Atc",), source_url), (("--replica", "-Atc"), replica_url), (("-At", "--replica", "--command"), replica_url)):
-        done = psql(*arguments, "SELECT current_database(), current_setting('port')", **settings)
-        assert (done.returncode, done.stdout.strip()) == (0, f"{urlsplit(url).path[1:]}|{urlsplit(url).port}"), done.stderr
+    for arguments, server in ((("-Atc",), source), (("--replica", "-Atc"), replica), (("-At", "--replica", "--command"), replica)):
+        done = psql(*arguments, WHERE_AND_SINCE_WHEN, **settings)
+        assert (done.returncode, done.stdout.strip()) == (0, await server.fetchval(WHERE_AND_SINCE_WHEN)), done.stderr
 
 
 async def test_a_password_goes_by_the_environment(source: asyncpg.Connection, source_url: str) -> None:

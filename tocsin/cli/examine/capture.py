@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -16,10 +17,12 @@ _SQL: Final = load_queries("tocsin.cli.examine", "capture.sql")
 
 
 async def examine(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
-    from tocsin_listener.install import require_installed
+    from tocsin_listener.install import require_installed, require_own_journal
 
     try:
         await require_installed(connection)
+        with contextlib.suppress(asyncpg.InsufficientPrivilegeError):  # the grants are looked at below
+            await require_own_journal(connection)
     except OperatorError as error:
         yield bad(PART, str(error), error.fix)
         return

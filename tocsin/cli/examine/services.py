@@ -29,12 +29,14 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
         elif code == 0:
             yield bad(PART, f"the {name} does not answer at {address}: {body}", f"tocsin {verb}   # or set TOCSIN_{verb.upper()}_PORT to where it is")
         else:
-            yield bad(PART, f"the {name} is not ready: {body}", _fix(address, body))
+            yield bad(PART, f"the {name} is not ready: {body}", _fix(settings, address, body))
 
 
-def _fix(address: str, body: str) -> str:
+def _fix(settings: Settings, address: str, body: str) -> str:
     if "insufficient resources" in body:
-        return "NATS's store is full: give it room (its disk, max_file_store), or take less: a smaller TOCSIN_STREAM_MAX_BYTES, then restart the listener"
+        # While the store is full, NATS refuses a smaller max_bytes too.
+        stream = settings.stream_name if settings.stream or settings.database_url else "STREAM"
+        return f"NATS's store is full: give it room (its disk, max_file_store), or drop the oldest events: nats stream purge {stream} --keep 100000"
     return f"its log says why; {address}/metrics has the figures"
 
 
