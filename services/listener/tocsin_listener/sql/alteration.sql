@@ -153,6 +153,9 @@ BEGIN
         -- A foreign key gives the table that it refers to triggers.
         relations := relations || ARRAY(SELECT confrelid FROM pg_constraint WHERE conrelid = ANY (relations) AND contype = 'f');
     END IF;
+    IF relations = '{}' THEN
+        RETURN;
+    END IF;
     -- A type or a schema concerns any table.
     FOR watch IN SELECT * FROM tocsin.concerned(relations) UNION SELECT id FROM tocsin.watched WHERE relations IS NULL ORDER BY 1 LOOP
         PERFORM tocsin.refresh(watch);

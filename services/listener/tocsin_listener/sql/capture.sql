@@ -30,7 +30,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT CASE WHEN count(*) <> 1 THEN NULL
             WHEN min(type) IN ('smallint', 'integer') OR (min(type) = 'bigint' AND NOT w.exact_numbers) THEN 'number'
             WHEN min(type) IN ('bigint', 'text', 'character varying', 'uuid') THEN 'quoted' END
-FROM tocsin.shape(w.relation) WHERE key_place IS NOT NULL AND expression IS NULL
+FROM unnest(w.shape) WHERE key_place IS NOT NULL AND expression IS NULL
 $$;
 
 -- The envelope of a table's operation, made where there is none yet.
@@ -46,7 +46,7 @@ BEGIN
     e.type := format('%s.%s.%s', tocsin.token(place.nspname), tocsin.token(place.relname), op);
     e.subject := 'change.' || e.type;
     e.head := format('{"op":"%s","schema":%s,"table":%s,"key":', op, to_json(place.nspname::text), to_json(place.relname::text));
-    e.key_head := CASE WHEN kind IS NULL THEN '' ELSE format('{%s:', (SELECT to_json(name::text) FROM tocsin.shape(w.relation) WHERE key_place = 1)) END;
+    e.key_head := CASE WHEN kind IS NULL THEN '' ELSE format('{%s:', (SELECT to_json(name::text) FROM unnest(w.shape) WHERE key_place = 1)) END;
     e.key_quoted := kind IS NOT DISTINCT FROM 'quoted';
     e.max_event := (SELECT max_event FROM tocsin.identity);
     INSERT INTO tocsin.envelope (subject, type, head, key_head, key_quoted, max_event)
@@ -102,7 +102,7 @@ DECLARE
     pairs text;
 BEGIN
     -- A name alone means the whole row only while no column has it.
-    WHILE EXISTS (SELECT FROM tocsin.family(w.relation) AS f JOIN pg_attribute ON attrelid = f AND attname = every) LOOP
+    WHILE EXISTS (SELECT FROM pg_attribute WHERE attrelid = ANY (ARRAY(SELECT tocsin.family(w.relation)::oid)) AND attname = every) LOOP
         every := every || '_';
     END LOOP;
     every := quote_ident(every);
@@ -193,7 +193,7 @@ FROM (
     SELECT format('%s.%s.%s', tocsin.token(n.nspname), tocsin.token(c.relname), op) AS tail,
            format('{"op":"%s","schema":%s,"table":%s,"key":', op, to_json(n.nspname::text), to_json(c.relname::text)) AS head
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = w.relation
-) AS place, (SELECT coalesce(array_agg(name::text ORDER BY key_place), '{}') AS names FROM tocsin.shape(w.relation) WHERE key_place IS NOT NULL) AS key
+) AS place, (SELECT coalesce(array_agg(name::text ORDER BY key_place), '{}') AS names FROM unnest(w.shape) WHERE key_place IS NOT NULL) AS key
 $$;
 
 -- At last, that rows changed, and how many: nothing in this can fail but what fails the server.
@@ -273,12 +273,12 @@ WITH every (setting, types) AS (VALUES
     ($q$SET bytea_output = 'hex'$q$, '{bytea}'),
     ($q$SET lc_monetary = 'C'$q$, '{money}')
 ), present AS (
-    SELECT DISTINCT type FROM tocsin.shape(w.relation)
+    SELECT DISTINCT type FROM unnest(w.shape)
     WHERE type <> ALL ('{boolean,smallint,integer,bigint,oid,numeric,text,character varying,character,uuid,json,jsonb,time without time zone}')
 )
 SELECT coalesce(string_agg(setting, ' '), '') FROM every
 WHERE (types && ARRAY(SELECT type FROM present) AND (setting NOT LIKE '%datestyle%' OR EXISTS (
-           SELECT FROM tocsin.shape(w.relation) AS s WHERE s.type = ANY (types) AND (s.key_place IS NOT NULL OR s.name = ANY (w.route)))))
+           SELECT FROM unnest(w.shape) AS s WHERE s.type = ANY (types) AND (s.key_place IS NOT NULL OR s.name = ANY (w.route)))))
    -- An array, a range, a type of the application's or a condition may depend on any.
    OR w.risky OR EXISTS (SELECT FROM present WHERE type <> ALL (SELECT unnest(e.types) FROM every AS e))
 $$;

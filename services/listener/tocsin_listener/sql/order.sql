@@ -11,9 +11,9 @@ CREATE OR REPLACE FUNCTION tocsin.may_nest(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl' AND evtenabled <> 'D')
     OR EXISTS (
-        SELECT FROM tocsin.family(relation) AS f JOIN pg_trigger AS t ON t.tgrelid = f JOIN pg_proc AS p ON p.oid = t.tgfoid
+        SELECT FROM pg_trigger AS t, LATERAL (SELECT * FROM pg_proc WHERE oid = t.tgfoid OFFSET 0) AS p
         -- Neither INSTEAD OF (64) nor BEFORE (2) a statement (not 1).
-        WHERE p.pronamespace <> 'tocsin'::regnamespace AND t.tgtype & 64 = 0 AND t.tgtype & 3 <> 2
+        WHERE t.tgrelid = ANY (ARRAY(SELECT tocsin.family(relation)::oid)) AND p.pronamespace <> 'tocsin'::regnamespace AND t.tgtype & 64 = 0 AND t.tgtype & 3 <> 2
           AND p.proname !~ '^(RI_FKey_(check|noaction|restrict)_|unique_key_recheck$)'
           -- These write nothing but the row.
           AND NOT (t.tgtype & 2 = 2 AND p.prolang IN (12, 13)
@@ -25,8 +25,8 @@ $$;
 -- Whether a foreign key's action may write the table. Such statements belong to the one that caused them, and are captured at its end.
 CREATE OR REPLACE FUNCTION tocsin.is_cascaded_to(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-SELECT EXISTS (SELECT FROM tocsin.family(relation) AS f JOIN pg_constraint AS c ON c.conrelid = f AND c.contype = 'f'
-               WHERE c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))
+SELECT EXISTS (SELECT FROM pg_constraint WHERE conrelid = ANY (ARRAY(SELECT tocsin.family(relation)::oid)) AND contype = 'f'
+               AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd')))
 $$;
 
 CREATE OR REPLACE FUNCTION tocsin.is_partitioned(relation regclass) RETURNS boolean

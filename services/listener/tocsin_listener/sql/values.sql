@@ -11,13 +11,17 @@ BEGIN
         CREATE TYPE tocsin.shape_column AS (name name, ident text, type text, largest integer, place integer, key_place integer, expression text);
     END IF;
 END $$;
+-- The table's, when its functions were written; asked once, as `nests` is.
+ALTER TABLE tocsin.watched ADD COLUMN IF NOT EXISTS shape tocsin.shape_column[];
 
+-- A table's columns, in their order. Here and below, LATERAL with OFFSET 0 and = ANY (ARRAY(…)) find catalog rows by their index: a plain join
+-- is planned as a hash of the whole catalog, which grows with what is watched.
 CREATE OR REPLACE FUNCTION tocsin.shape(relation regclass) RETURNS SETOF tocsin.shape_column
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 WITH RECURSIVE base (attnum, type, modifier) AS (
     SELECT attnum, atttypid, atttypmod FROM pg_attribute WHERE attrelid = relation AND attnum > 0 AND NOT attisdropped
     UNION ALL
-    SELECT b.attnum, t.typbasetype, greatest(b.modifier, t.typtypmod) FROM base AS b JOIN pg_type AS t ON t.oid = b.type WHERE t.typtype = 'd'
+    SELECT b.attnum, t.typbasetype, greatest(b.modifier, t.typtypmod) FROM base AS b, LATERAL (SELECT * FROM pg_type WHERE oid = b.type OFFSET 0) AS t WHERE t.typtype = 'd'
 ), key AS (
     SELECT k.attnum, k.place
     FROM (SELECT indkey, indnkeyatts FROM pg_index
@@ -35,7 +39,7 @@ SELECT a.attname, quote_ident(a.attname), format_type(t.oid, NULL),
        CASE WHEN a.attgenerated = 'v' THEN pg_get_expr(d.adbin, d.adrelid) END
 FROM pg_attribute AS a
 JOIN base AS b USING (attnum)
-JOIN pg_type AS t ON t.oid = b.type AND t.typtype <> 'd'
+JOIN LATERAL (SELECT * FROM pg_type WHERE oid = b.type OFFSET 0) AS t ON t.typtype <> 'd'
 LEFT JOIN key AS k USING (attnum)
 LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = relation
@@ -50,7 +54,7 @@ WITH RECURSIVE tree (oid) AS (
     UNION
     SELECT i.inhrelid FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid
 )
-SELECT c.oid::regclass FROM tree JOIN pg_class AS c USING (oid) WHERE c.relkind IN ('r', 'p') ORDER BY c.oid <> relation, c.oid
+SELECT c.oid::regclass FROM pg_class AS c WHERE c.oid = ANY (ARRAY(SELECT oid FROM tree)) AND c.relkind IN ('r', 'p') ORDER BY c.oid <> relation, c.oid
 $$;
 
 -- `row` is how the row's columns are reached, such as n or (n.r).
@@ -80,13 +84,13 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog AS $$
 BEGIN
     -- The short form can't leave anything out, and an heir's own columns would come with it.
     IF w.columns IS NULL AND NOT w.exact_numbers
-       AND NOT EXISTS (SELECT FROM tocsin.shape(w.relation) AS s WHERE s.expression IS NOT NULL)
+       AND NOT EXISTS (SELECT FROM unnest(w.shape) AS s WHERE s.expression IS NOT NULL)
        AND NOT EXISTS (SELECT FROM pg_inherits AS i JOIN pg_class AS p ON p.oid = i.inhparent WHERE p.oid = w.relation AND p.relkind = 'r') THEN
         RETURN format('pg_catalog.row_to_json(%s)::pg_catalog.text', whole);
     END IF;
     RETURN (SELECT format('(SELECT pg_catalog.row_to_json(x.*)::pg_catalog.text FROM (SELECT %s) AS x)',
                           string_agg(format('%s AS %s', tocsin.json_source(s, "row", w), s.ident), ', '))
-            FROM tocsin.shape(w.relation) AS s WHERE w.columns IS NULL OR s.name = ANY (w.columns));
+            FROM unnest(w.shape) AS s WHERE w.columns IS NULL OR s.name = ANY (w.columns));
 END $$;
 
 CREATE OR REPLACE FUNCTION tocsin.key_source(w tocsin.watched, "row" text, as_json boolean) RETURNS text
@@ -99,7 +103,7 @@ SELECT CASE
     WHEN count(*) = 1 THEN min(format('%s::pg_catalog.text', tocsin.value_source(s, "row", w.relation)))
     ELSE format($q$pg_catalog.concat(%s)$q$, string_agg(tocsin.token_source(tocsin.value_source(s, "row", w.relation)), $q$, ',', $q$ ORDER BY key_place))
 END
-FROM tocsin.shape(w.relation) AS s WHERE s.key_place IS NOT NULL
+FROM unnest(w.shape) AS s WHERE s.key_place IS NOT NULL
 $$;
 
 -- Plain values, which are most, are recognised without a call.
@@ -114,7 +118,7 @@ CREATE OR REPLACE FUNCTION tocsin.route_source(w tocsin.watched, "row" text) RET
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format('pg_catalog.concat(%s)', string_agg(CASE WHEN s.name IS NULL THEN $q$'.%N'$q$ -- A column that is gone: the subject keeps its tokens.
                   ELSE format($q$'.', %s$q$, tocsin.token_source(tocsin.value_source(s, "row", w.relation))) END, ', ' ORDER BY r.place))
-FROM unnest(w.route) WITH ORDINALITY AS r (name, place) LEFT JOIN tocsin.shape(w.relation) AS s ON s.name = r.name
+FROM unnest(w.route) WITH ORDINALITY AS r (name, place) LEFT JOIN unnest(w.shape) AS s ON s.name = r.name
 HAVING count(*) > 0
 $$;
 
@@ -122,7 +126,7 @@ CREATE OR REPLACE FUNCTION tocsin.condition_source(w tocsin.watched, "row" text)
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
 SELECT format('(SELECT (%s) FROM (SELECT %s) AS %I)', w.condition,
               string_agg(format('%s AS %s', tocsin.value_source(s, "row", w.relation), s.ident), ', '), (SELECT relname FROM pg_class WHERE oid = w.relation))
-FROM tocsin.shape(w.relation) AS s WHERE "row" IS NOT NULL
+FROM unnest(w.shape) AS s WHERE "row" IS NOT NULL
 $$;
 
 -- Whether a row's values are so many bytes, measured without building their text, that nothing is built; NULL where they can't be.
@@ -136,7 +140,7 @@ FROM (SELECT format(CASE
     WHEN type = 'bytea' THEN 'pg_catalog.octet_length(%1$s)::pg_catalog.int8 OPERATOR(pg_catalog.*) 2'
     ELSE 'pg_catalog.pg_column_size(%1$s)::pg_catalog.int8 OPERATOR(pg_catalog.*) CASE WHEN pg_catalog.pg_column_compression(%1$s) IS NULL THEN 1 ELSE 2 END'
     END, r || '.' || ident) AS size
-FROM unnest("rows") AS r, tocsin.shape(w.relation)
+FROM unnest("rows") AS r, unnest(w.shape)
 WHERE expression IS NULL AND largest IS NULL AND (w.columns IS NULL OR name = ANY (w.columns))) AS sizes
 $$;
 
@@ -150,7 +154,7 @@ SELECT format(CASE WHEN count(*) > 90 THEN $q$pg_catalog.concat('{', pg_catalog.
     'CASE WHEN %s THEN pg_catalog.concat(%L, coalesce(pg_catalog.to_json(%s), %L)) END',
     tocsin.differs_source(s, w.relation, tocsin.value_source(s, old, w.relation), tocsin.value_source(s, new, w.relation)),
     to_json(s.name::text) || ':', tocsin.json_source(s, old, w), 'null'), ', ' ORDER BY s.place), 'NULL'))
-FROM tocsin.shape(w.relation) AS s
+FROM unnest(w.shape) AS s
 WHERE w.columns IS NULL OR name = ANY (w.columns)
 $$;
 

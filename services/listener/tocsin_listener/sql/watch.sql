@@ -14,10 +14,10 @@ EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR featur
 END $$;
 
 -- Create the functions and triggers of a watch as its row in tocsin.watched says; those of operations left out are dropped.
--- What stands in the way of capturing everything, for people to read.
+-- What stands in the way of capturing everything, for people to read. Its many small queries are not planned again for each table.
 DROP FUNCTION IF EXISTS tocsin.build(integer);
 CREATE FUNCTION tocsin.build(watch integer) RETURNS text[]
-LANGUAGE plpgsql SET search_path = pg_catalog AS $build$
+LANGUAGE plpgsql SET search_path = pg_catalog SET plan_cache_mode = force_generic_plan AS $build$
 DECLARE
     w tocsin.watched;
     op text;
@@ -25,7 +25,8 @@ DECLARE
     trouble text;
     troubles text[] := '{}';
 BEGIN
-    UPDATE tocsin.watched AS u SET nests = tocsin.may_nest(u.relation), risky = tocsin.is_risky(u) WHERE u.id = watch RETURNING u.* INTO STRICT w;
+    UPDATE tocsin.watched AS u SET nests = tocsin.may_nest(u.relation), risky = tocsin.is_risky(u), shape = ARRAY(SELECT tocsin.shape(u.relation))
+    WHERE u.id = watch RETURNING u.* INTO STRICT w;
     trouble := tocsin.trouble(w);
     IF trouble IS NOT NULL THEN
         troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
@@ -46,9 +47,9 @@ BEGIN
     -- What has left the family rings no more.
     -- By the functions' dependants, which have an index: every trigger of the database has none by name.
     FOR member IN SELECT DISTINCT t.tgrelid
-                  FROM pg_proc AS p
-                  JOIN pg_depend AS d ON d.refclassid = 'pg_proc'::regclass AND d.refobjid = p.oid AND d.classid = 'pg_trigger'::regclass
-                  JOIN pg_trigger AS t ON t.oid = d.objid
+                  FROM pg_proc AS p,
+                  LATERAL (SELECT * FROM pg_depend WHERE refclassid = 'pg_proc'::regclass AND refobjid = p.oid AND classid = 'pg_trigger'::regclass OFFSET 0) AS d,
+                  LATERAL (SELECT * FROM pg_trigger WHERE oid = d.objid OFFSET 0) AS t
                   WHERE p.proname = ANY (ARRAY(SELECT format('%s_%s', o, w.id) FROM unnest('{begin,insert,update,delete,truncate}'::text[]) AS o))
                     AND p.pronamespace = 'tocsin'::regnamespace AND t.tgparentid = 0
                     AND t.tgrelid NOT IN (SELECT f FROM tocsin.family(w.relation) AS f) LOOP
