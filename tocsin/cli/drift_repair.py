@@ -41,9 +41,10 @@ class Mending:
         done = []
         async for batch in repair.statements(sides, table, checker.ledger.keys(str(table.name)), patience=PATIENCE):
             done += batch
-        if done:
+        written = [each for each in done if each.left is None]
+        if written:
             self._script.append(f"-- {' '.join(str(table.name).split())}\n")  # a name may hold a line's end, and the comment must not end there
-            self._script += [f"{each.statement}\n" for each in done]
+            self._script += [f"{each.statement}\n" for each in written]
         return done
 
     async def _apply(self, sides: Sides, table: Comparable, checker: Checker) -> list[Repair]:

@@ -16,6 +16,7 @@ import asyncpg
 
 from tocsin_check.fence import Mark
 from tocsin_check.judgement import BATCH, both, judge
+from tocsin_check.key_audit import KeyAudit
 from tocsin_check.pace import Pace
 from tocsin_check.reading import Part, Reading
 from tocsin_check.search import Search
@@ -193,16 +194,11 @@ class TableAudit:
     async def run_keys(self, keys: Sequence[Key]) -> Outcome:
         """Judge only these keys, given as text that PostgreSQL reads. Raises as `run`, and DataError for what is no key."""
         outcome = Outcome(datetime.now(UTC), await self._sides.fence.position())
-        begun = time.monotonic()
-        for first in range(0, len(keys), BATCH):
-            sql, arguments = self._table.source.canonical_sql(keys[first : first + BATCH])
-            found = dict.fromkeys(tuple(row["k"]) for row in await self._sides.source.fetch(sql, *arguments))
-            cases = [Case(key) for key in found]
-            await self._judge(cases)
-            outcome.take(cases)
-            outcome.keys |= found.keys()
+        audit = KeyAudit(self._sides, self._table, self._seed, self._patience, self._pace)
+        outcome.keys, cases = await audit.run(keys)
+        outcome.take(cases)
         outcome.rows = len(outcome.keys)
-        outcome.source_seconds = time.monotonic() - begun
+        outcome.source_seconds = audit.at_source
         return outcome
 
     async def _read_block(self, low: Key | None, outcome: Outcome) -> Block:

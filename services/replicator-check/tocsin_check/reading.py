@@ -115,23 +115,32 @@ class Reading:
 
     def lookup_sql(self, keys: Sequence[Key], *, columns: bool = False, texts: bool = False) -> tuple[str, list[Any]]:
         """The row versions of the keys: ord (from 1), as in listed_sql, with `columns` one hash for each column, with `texts` its value as text."""
-        names = [f'"tocsin k{i}"' for i in range(1, len(self.key) + 1)]
-        arrays = ", ".join(f"${i}::text[]" for i in range(1, len(self.key) + 1))
-        wanted = f'unnest({arrays}) WITH ORDINALITY AS w({", ".join(names)}, "tocsin ord")'
-        join = " AND ".join(f"{part.expression} = {part.value('w.' + name)}" for part, name in zip(self.key, names, strict=True))
+        wanted, join = self._wanted()
         hashes = f", ARRAY[{', '.join(row_hash((c,), SEEDS[0], native=self.native) for c in self.columns)}] AS columns" if columns else ""
         if texts:
             hashes += f", ARRAY[{', '.join(f'(t.{quoted(c.name)})::text' for c in self.columns)}]::text[] AS texts"
-        filtered = f" AND ({self.condition})" if self.condition else ""
-        sql = f'SELECT w."tocsin ord" AS ord, {self._version()}{hashes} FROM {wanted} JOIN {self.relation} AS t ON {join}{filtered}'
-        return sql, [list(values) for values in zip(*keys, strict=True)]
+        sql = f'SELECT w."tocsin ord" AS ord, {self._version()}{hashes} FROM {wanted} JOIN {self.relation} AS t ON {join}'
+        return sql, _by_part(keys)
 
-    def canonical_sql(self, keys: Sequence[Key]) -> tuple[str, list[Any]]:
-        """The keys as this table's own text, k (text[]): what an event wrote as JSON may be written otherwise."""
-        names = [f'"tocsin k{i}"' for i in range(1, len(self.key) + 1)]
+    def keyed_sql(self, keys: Sequence[Key], seed: int, *, named: bool = True) -> tuple[str, list[Any]]:
+        """ord (from 1) and the hash h of each row with one of the keys, NULL where there is none.
+
+        `named`: the key as this table's own text, k (text[]), too: what an event wrote as JSON may be written otherwise.
+        """
+        wanted, join = self._wanted()
+        name = f", ARRAY[{', '.join(f'({value})::text' for value in self._values())}] AS k" if named else ""
+        hashed = f"CASE WHEN t.ctid IS NOT NULL THEN {row_hash(self.columns, seed, native=self.native)} END AS h"
+        return f'SELECT w."tocsin ord" AS ord, {hashed}{name} FROM {wanted} LEFT JOIN {self.relation} AS t ON {join}', _by_part(keys)
+
+    def _values(self) -> list[str]:
+        return [part.value(f'w."tocsin k{i}"') for i, part in enumerate(self.key, 1)]
+
+    def _wanted(self) -> tuple[str, str]:
+        """Keys given as one array a part, and how their rows are joined to them."""
         arrays = ", ".join(f"${i}::text[]" for i in range(1, len(self.key) + 1))
-        texts = ", ".join(f"({part.value('w.' + name)})::text" for part, name in zip(self.key, names, strict=True))
-        return f"SELECT ARRAY[{texts}] AS k FROM unnest({arrays}) AS w({', '.join(names)})", [list(values) for values in zip(*keys, strict=True)]
+        names = ", ".join(f'"tocsin k{i}"' for i in range(1, len(self.key) + 1))
+        join = " AND ".join(f"{part.expression} = {value}" for part, value in zip(self.key, self._values(), strict=True))
+        return f'unnest({arrays}) WITH ORDINALITY AS w({names}, "tocsin ord")', f"{join} AND ({self.condition})" if self.condition else join
 
     def boundary_sql(self, low: Key | None, skip: int) -> tuple[str, list[Any]]:
         """The key that stands `skip` rows after `low`; none where fewer rows are left."""
@@ -178,3 +187,8 @@ class Reading:
         if self.condition:
             conditions.append(f"({self.condition})")
         return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), arguments
+
+
+def _by_part(keys: Sequence[Key]) -> list[Any]:
+    """One array of texts for each part of the key."""
+    return [list(values) for values in zip(*keys, strict=True)]

@@ -59,7 +59,7 @@ async def statements(sides: Sides, table: Comparable, keys: Sequence[Key], *, pa
         found = []
         for case, one, other in zip(cases, ours, theirs, strict=True):
             if same_versions(case.source, one[0]) and same_versions(case.replica, other[0]):
-                found.append(Repair(case.key, _state(case), _statement(table, case, one[1], other[1])))
+                found.append(Repair(case.key, _state(case), _statement(table, case, one[1], other[1]), _repeated(case)))
         yield found
 
 
@@ -104,22 +104,36 @@ async def _written(sides: Sides, table: Comparable, cases: list[Case], writer: a
         for case, one, other in zip(cases, ours, theirs, strict=True):
             moved = None if same_versions(case.source, one[0]) else "the source"
             moved = moved if same_versions(case.replica, other[0]) else "the replica"
-            left = reason or (f"the row has changed on {moved} in between" if moved else None)
+            left = reason or (f"the row has changed on {moved} in between" if moved else _repeated(case))
             statement = _statement(table, case, one[1], other[1])
             done.append(Repair(case.key, _state(case), statement, left or await _write(writer, statement)))
     return done
 
 
+def _repeated(case: Case) -> str | None:
+    if len(case.replica) < 2:
+        return None
+    return f"the replica has {len(case.replica)} rows with this key, and a statement would be for all of them; delete the copies there, and add the primary key"
+
+
+class _NotOne(Exception):  # noqa: N818  # undoes a statement
+    """It was for no row, or for several."""
+
+
 async def _write(writer: asyncpg.Connection, statement: str) -> str | None:
-    """None where exactly one row was written, else why not."""
+    """None where exactly one row was written; else nothing was, and why."""
     try:
         async with writer.transaction():
             status = await writer.execute(statement)
+            if status.rsplit(" ", 1)[-1] != "1":
+                raise _NotOne
+    except _NotOne:
+        return "another row of the replica is in the way, or the row holds something else by now"
     except asyncpg.PostgresError as error:
         if isinstance(error, asyncpg.PostgresConnectionError):
             raise
         return f"the replica refuses it: {error}"
-    return None if status.rsplit(" ", 1)[-1] == "1" else "another row of the replica is in the way, or the row holds something else by now"
+    return None
 
 
 async def _held(connection: asyncpg.Connection, reading: Reading, cases: Sequence[Case]) -> list[Held]:
@@ -140,7 +154,9 @@ def _state(case: Case) -> str:
 
 
 def _statement(table: Comparable, case: Case, ours: Texts | None, theirs: Texts | None) -> str:
-    """One statement, which does nothing where the replica holds something else than `theirs`."""
+    """One statement, which does nothing where the replica holds something else than `theirs`; none where it would be for several rows."""
+    if _repeated(case) is not None:
+        return ""
     columns = table.replica.columns
     relation = table.name.sql
     if case.verdict is Verdict.MISSING and ours is not None:

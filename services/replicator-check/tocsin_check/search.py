@@ -72,11 +72,12 @@ class Search:
         return found
 
     def _unequal(self, ours: array[int], theirs: array[int]) -> list[int]:
-        """Hashes that are not equally often on both sides. Under a unique key each counts once, and sets are much faster."""
-        if self._table.source.unique:
-            return list(set(ours) ^ set(theirs))
-        one, other = Counter(ours), Counter(theirs)
-        return [*(one - other), *(other - one)]
+        """Hashes that are not equally often on both sides. Where each counts once sets are much faster; a replica without the key may repeat a row."""
+        one, other = set(ours), set(theirs)
+        if len(one) == len(ours) and len(other) == len(theirs):
+            return list(one ^ other)
+        counted, copied = Counter(ours), Counter(theirs)
+        return [*(counted - copied), *(copied - counted)]
 
     async def _listed(self, connection: asyncpg.Connection, reading: Reading, part: Part, hashes: Sequence[int]) -> dict[Key, Seen]:
         sql, arguments = reading.listed_sql(part, self._seed, hashes)
