@@ -24,12 +24,15 @@ from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import DRIFT, Case, Key, Verdict
 
-FIRST_BLOCK: Final = 50_000
+FIRST_BLOCK: Final = 12_500
+"""Rows: until it is read the replica's side has nothing to do, and where it has drifted it is read once more."""
+FIRST_GENTLE: Final = 2_500
+SMALLEST_BLOCK: Final = 500
 LARGEST_BLOCK: Final = 100_000
 CASES_KEPT: Final = 100_000
 """Drifted rows kept by key; the counts go on beyond it."""
 
-BUCKETS: Final = 1024
+BUCKETS: Final = 512
 """Into about so many a block is cut where it differs."""
 GREATEST: Final[Mapping[str, int]] = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
 # Rows that do not lie in the key's order are better read by a range, whose pages the planner can take in their own order.
@@ -111,7 +114,7 @@ class TableAudit:
         self._patience = patience
         self._pace = pace or Pace()
         self._on_block = on_block
-        self._block = FIRST_BLOCK if self._pace.fast else FIRST_BLOCK // 20
+        self._block = FIRST_BLOCK if self._pace.fast else FIRST_GENTLE
         self._fine = False
         self._in_order: bool | None = None
         self._seed = secrets.randbits(62)
@@ -265,7 +268,7 @@ class TableAudit:
     def _adapt(self, seconds: float) -> None:
         """Blocks of about the pace's slice by a moving average."""
         wanted = self._block * self._pace.slice / max(seconds, 0.001)
-        self._block = int(min(max((self._block + wanted) / 2, FIRST_BLOCK / 100), self._block * 4, LARGEST_BLOCK))
+        self._block = int(min(max((self._block + wanted) / 2, SMALLEST_BLOCK), self._block * 4, LARGEST_BLOCK))
 
     async def _replica_digests(self, block: Block) -> Digests:
         assert block.mark is not None
