@@ -23,7 +23,10 @@ from tocsin.nats_login import NatsLogin
 from tocsin.subject import Pattern, encode_token
 
 _PASSWORD = re.compile(r"(//[^:/@\s]*):[^@\s]*@")
-SECRETS = ("jwt_secret", "database_url", "replica_url", "nats_url")
+_STREAM = re.compile(r"[^\s.*>/\\]{1,255}")
+_ORIGIN = re.compile(r"(https?|wss?)://[^/?#@\s]+/?")
+SECRETS = ("jwt_secret", "database_url", "replica_url", "nats_url", "token")
+_SIZES = "write a number of bytes, or one such as 900KiB or 8GiB"
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -60,7 +63,7 @@ class Settings(BaseSettings):
     stream_max_bytes: ByteSize = Field(ByteSize(8 << 30), description="How large the stream may grow")
     stream_replicas: int = Field(1, ge=1, le=5, description="JetStream replicas of the stream: 1, 3 or 5")
     doorbell: Literal["auto", "on", "off"] = Field("auto", description="auto rings unless prepared transactions are possible; off reads every 20 ms instead")
-    max_event: ByteSize = Field(ByteSize(900 << 10), description="The largest event, headers included; a larger one is sent with its key only")
+    max_event: ByteSize = Field(ByteSize(900 << 10), ge=16 << 10, description="The largest event, headers included; a larger one is sent with its key only")
     listener_host: str = Field("127.0.0.1", description="Address of the listener's health and metrics")
     listener_port: Port = Field(8070, description="Port of the listener's health and metrics")
     gateway_host: str = Field("127.0.0.1", description="Address of the gateway")
@@ -81,6 +84,8 @@ class Settings(BaseSettings):
     database_url_file: Path | None = Field(None, description="File that holds TOCSIN_DATABASE_URL, password and all; the setting itself wins")
     replica_url_file: Path | None = Field(None, description="File that holds TOCSIN_REPLICA_URL; the setting itself wins")
     nats_url_file: Path | None = Field(None, description="File that holds TOCSIN_NATS_URL; the setting itself wins")
+    token: SecretStr | None = Field(None, description="The JWT with which tail, why and validate come to the gateway and the checker; not for services")
+    token_file: Path | None = Field(None, description="File that holds TOCSIN_TOKEN; the setting itself wins")
     jwks_url: str | None = Field(None, description="Where the keys of RS256 and ES256 tokens are")
     jwt_audience: str | None = Field(None, description="The audience that a token must name")
     jwt_issuer: str | None = Field(None, description="The issuer that a token must name")
@@ -99,6 +104,27 @@ class Settings(BaseSettings):
         if encode_token(value) != value or value.startswith("%"):
             raise ValueError("one token of letters, digits, '_' and '-' is allowed")
         Pattern(value)
+        return value
+
+    @field_validator("stream")
+    @classmethod
+    def _stream_name(cls, value: str | None) -> str | None:
+        if value and not _STREAM.fullmatch(value):
+            raise ValueError("a stream's name is at most 255 characters, without spaces, dots, '*', '>', '/' and '\\', such as TOCSIN_SHOP")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _some_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("it is empty, so that anybody could sign with it; unset it, or take one of 32 bytes or more, such as: openssl rand -hex 32")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_ORIGIN.fullmatch(text) for text in value):
+            raise ValueError("origins such as https://app.example.com or http://localhost:3000 are allowed, without a path, separated by commas")
         return value
 
     @field_validator("stream_replicas")
@@ -173,6 +199,11 @@ class Settings(BaseSettings):
     def nats_login(self) -> NatsLogin:
         return NatsLogin(self.nats_creds, self.nats_nkey_seed, self.nats_tls_ca, self.nats_tls_cert, self.nats_tls_key, self.nats_tls_first)
 
+    @property
+    def bearer(self) -> str | None:
+        """The token with which a verb comes to a service, as it is sent."""
+        return self.token.get_secret_value() if self.token is not None else None
+
     def require_database_url(self) -> str:
         return _required(self.database_url, "TOCSIN_DATABASE_URL", "the source database")
 
@@ -237,7 +268,7 @@ def inherited_environment(*names: str) -> dict[str, str]:
 def _describe(error: Any) -> str:
     name = "TOCSIN_" + "_".join(str(part) for part in error["loc"]).upper()
     field = Settings.model_fields.get(str(error["loc"][0]).lower())
-    value = "(hidden)" if "secret" in name.lower() else _PASSWORD.sub(r"\1:***@", repr(error["input"]))
-    reason = error["msg"].removeprefix("Value error, ")
+    value = "(hidden)" if name.startswith(("TOCSIN_JWT_SECRET", "TOCSIN_TOKEN")) else _PASSWORD.sub(r"\1:***@", repr(error["input"]))
+    reason = _SIZES if error["type"].startswith("byte_size") else error["msg"].removeprefix("Value error, ")
     what = f" ({field.description})" if field and field.description else ""
     return f"{name}={value} is not valid: {reason}{what}"

@@ -47,10 +47,10 @@ async def examine(settings: Settings) -> list[Finding]:
             group.create_task(_collect(source.examine(settings))),
             group.create_task(_collect(broker.examine(named))),
             group.create_task(_collect(delivery.examine(named))),
-            group.create_task(_collect(services.examine(settings))),
+            group.create_task(_collect(services.examine(named))),
             group.create_task(_collect(replica.examine(settings))),
         ]
-    return [*program.examine(), *(finding for part in parts for finding in part.result())]
+    return [*program.examine(settings), *(finding for part in parts for finding in part.result())]
 
 
 async def _collect(findings: AsyncIterator[Finding]) -> list[Finding]:

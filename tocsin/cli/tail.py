@@ -65,7 +65,7 @@ def command(  # noqa: PLR0917  # each is a flag
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many events.")] = None,
     url: Annotated[str | None, typer.Option(help="The gateway's URL.", show_default="http://127.0.0.1:8080")] = None,
-    token: Annotated[str | None, typer.Option(help="A JWT, where the gateway asks for one.")] = None,
+    token: Annotated[str | None, typer.Option(help="A JWT, where the gateway asks for one (TOCSIN_TOKEN, which no process list shows).")] = None,
 ) -> None:
     """Show events as they happen; a lost gateway is waited for, and nothing of the time between is missed.
 
@@ -77,8 +77,9 @@ def command(  # noqa: PLR0917  # each is a flag
 
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     show = _shower(out, as_json=as_json, execute=execute)
-    asked = {"since": since, "where": conditions(where) if where else None, "select": select.split(",") if select else None, "token": token}
-    following = _follow(url or load_settings().gateway_url, subject, asked, count, show, err.print)
+    settings = load_settings(token=token)
+    asked = {"since": since, "where": conditions(where) if where else None, "select": select.split(",") if select else None, "token": settings.bearer}
+    following = _follow(url or settings.gateway_url, subject, asked, count, show, err.print)
     try:
         code = asyncio.run(following)
     except KeyboardInterrupt:

@@ -30,7 +30,9 @@ def command(  # noqa: PLR0917  # options are named
     nats_url: Annotated[str | None, typer.Option(help="NATS; else TOCSIN_NATS_URL.")] = None,
     url: Annotated[str | None, typer.Option(help="The gateway's URL.", show_default="http://127.0.0.1:8080")] = None,
     check_url: Annotated[str | None, typer.Option(help="The checker's URL.", show_default="http://127.0.0.1:8090")] = None,
-    token: Annotated[str | None, typer.Option(help="A JWT for gateway and checker; else one is made with TOCSIN_JWT_SECRET, where that is set.")] = None,
+    token: Annotated[
+        str | None, typer.Option(help="A JWT for gateway and checker (TOCSIN_TOKEN); else one is made with TOCSIN_JWT_SECRET, where that is set.")
+    ] = None,
     schema: Annotated[str, typer.Option(help="The schema in which the table is made.")] = "public",
     with_replica: Annotated[bool, typer.Option("--replica/--no-replica", help="Whether there is a replica and a checker to look at.")] = True,
     source_url_from_replica: Annotated[str | None, typer.Option(help="The source's URL as the replica's server reaches it, where that differs.")] = None,
@@ -49,14 +51,14 @@ def command(  # noqa: PLR0917  # options are named
 
     Example: `tocsin validate --url https://events.example.com --check-url http://checker:8090 --json`
     """
-    settings = _found(load_settings(database_url=database_url, replica_url=replica_url, nats_url=nats_url))
+    settings = _found(load_settings(database_url=database_url, replica_url=replica_url, nats_url=nats_url, token=token))
     configure_logging("error", settings.log_format)
     trial = Trial(schema)
     wanted = Wanted(
         settings=settings,
         gateway_url=url or settings.gateway_url,
         check_url=check_url or settings.check_url,
-        token=token or _token(settings, trial),
+        token=settings.bearer or _token(settings, trial),
         schema=schema,
         patience=patience,
         replica=with_replica,

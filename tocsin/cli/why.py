@@ -27,7 +27,7 @@ def command(
     database_url: DatabaseUrl = None,
     nats_url: Annotated[str | None, typer.Option("--nats-url", help="NATS (TOCSIN_NATS_URL).")] = None,
     url: Annotated[str | None, typer.Option(help="The gateway's URL.", show_default="http://127.0.0.1:8080")] = None,
-    token: Annotated[str | None, typer.Option(help="A JWT: whether its holder may see it.")] = None,
+    token: Annotated[str | None, typer.Option(help="A JWT: whether its holder may see it (TOCSIN_TOKEN, which no process list shows).")] = None,
 ) -> None:
     """Say why an event did or did not arrive: trigger, journal, cursor, stream, position, and who may see it.
 
@@ -36,12 +36,12 @@ def command(
     from tocsin import postgres
     from tocsin.stack.running import here
 
-    settings = here(load_settings(database_url=database_url, nats_url=nats_url))
+    settings = here(load_settings(database_url=database_url, nats_url=nats_url, token=token))
 
     async def run() -> list[Finding]:
         source = settings.require_database_url()
         async with postgres.connection(source, setting="TOCSIN_DATABASE_URL", application="tocsin why") as connection:
-            return [finding async for finding in answer(connection, settings, what, key, _socket_url(settings, url), token)]
+            return [finding async for finding in answer(connection, settings, what, key, _socket_url(settings, url), settings.bearer)]
 
     found = asyncio.run(run())
     show(found)

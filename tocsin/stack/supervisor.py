@@ -66,9 +66,9 @@ class Supervisor:
             begin = time.monotonic()
             code = await part.wait()
             if code == BAD_SETTING:
-                raise OperatorError(f"{name} can't run as it is set up:\n{process.tail(part.log)}", f"correct that and start again; its log is {part.log}")
+                raise OperatorError(f"{name} can't run as it is set up:\n{_last_words(part.log)}", f"correct that and start again; its log is {part.log}")
             deaths = 1 if time.monotonic() - begin > SETTLED else deaths + 1
-            await self._start_again(name, part, f"ended with {_told(code)}{_last_word(part.log) if code > 0 else ''}", deaths)
+            await self._start_again(name, part, f"ended with {_told(code)}{_why(part.log) if code > 0 else ''}", deaths)
 
     async def _start_again(self, name: str, part: Part, reason: str, deaths: int) -> None:
         while True:
@@ -84,10 +84,15 @@ class Supervisor:
                 return
 
 
-def _last_word(log: Path) -> str:
-    """What a command of ours says before it ends with a failure; each is written as `error: …`, a line before its fix."""
-    said = [line for line in process.tail(log).splitlines() if line.startswith("error: ")]
-    return f", {said[-1]}" if said else ""
+def _last_words(log: Path) -> str:
+    """What a command of ours says before it ends: `error: …`, and its fix. The log has those of earlier runs too."""
+    before, error, last = f"\n{process.tail(log)}".rpartition("\nerror: ")
+    return f"error: {last}" if error else before.strip()
+
+
+def _why(log: Path) -> str:
+    said = _last_words(log)
+    return f", {said.splitlines()[0]}" if said.startswith("error: ") else ""
 
 
 def _told(code: int) -> str:

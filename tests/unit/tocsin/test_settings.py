@@ -42,7 +42,11 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_pa
         ("TOCSIN_DATABASE_URL", "mysql://root@localhost/shop", "postgresql://"),
         ("TOCSIN_NATS_URL", "http://localhost:4222", "nats://"),
         ("TOCSIN_DOORBELL", "loud", "'auto', 'on' or 'off'"),
-        ("TOCSIN_MAX_EVENT", "large", "byte"),
+        ("TOCSIN_MAX_EVENT", "large", "900KiB"),
+        ("TOCSIN_MAX_EVENT", "10", "16384"),
+        ("TOCSIN_STREAM", "a.b", "without spaces, dots"),
+        ("TOCSIN_ALLOWED_ORIGINS", "*", "https://app.example.com"),
+        ("TOCSIN_ALLOWED_ORIGINS", "https://a.example,app.example.com", "without a path"),
     ],
 )
 def test_an_invalid_setting_names_itself_its_value_and_what_is_allowed(name: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +58,14 @@ def test_an_invalid_setting_names_itself_its_value_and_what_is_allowed(name: str
     assert value in message
     assert allowed in message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_secret_is_refused_since_anybody_could_sign_with_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compose file makes of a variable that is not set."""
+    monkeypatch.setenv("TOCSIN_JWT_SECRET", value)
+    with pytest.raises(OperatorError, match=r"TOCSIN_JWT_SECRET=\(hidden\) is not valid: it is empty"):
+        load_settings()
 
 
 def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +129,9 @@ def test_a_secret_comes_from_its_file_and_the_setting_itself_wins(tmp_path: Path
     url.write_text("postgresql://app:hidden@db/shop\n")
     monkeypatch.setenv("TOCSIN_JWT_SECRET_FILE", str(secret))
     monkeypatch.setenv("TOCSIN_DATABASE_URL_FILE", str(url))
+    monkeypatch.setenv("TOCSIN_TOKEN_FILE", str(secret))
     settings = load_settings()
+    assert (settings.bearer, load_settings(token="of the flag").bearer) == ("from the file", "of the flag")
     assert settings.jwt_secret is not None
     assert settings.jwt_secret.get_secret_value() == "from the file"
     assert settings.database_url == "postgresql://app:hidden@db/shop"

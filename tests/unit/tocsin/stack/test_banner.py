@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tocsin.settings import Settings
+from tocsin.settings import load_settings
 from tocsin.stack.banner import banner
 from tocsin.stack.plan import make_plan
 
 
 def printed(**settings: object) -> str:
-    return banner(make_plan(Settings(**settings), Path("data")), demo=True)  # type: ignore[arg-type]
+    return banner(make_plan(load_settings(**settings), Path("data")), demo=True)
 
 
 def test_a_password_of_ones_own_servers_is_not_printed() -> None:
