@@ -97,10 +97,10 @@ async def _until_signalled(main: Callable[[asyncio.Event], Awaitable[None]]) -> 
 def _report(error: BaseException) -> int:
     """Show what a person can mend as a message, and anything else as it is."""
     if isinstance(error, BaseExceptionGroup):
-        operator, _ = error.split(OperatorError)
-        if operator is None:
+        told = error.subgroup(OperatorError) or error.subgroup(TocsinError)
+        if told is None:
             raise error
-        return max(_report(leaf) for leaf in _leaves(operator))
+        return max(_report(leaf) for leaf in _leaves(told))
     if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
         return INTERRUPTED
     show_error(error)

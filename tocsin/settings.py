@@ -127,6 +127,13 @@ class Settings(BaseSettings):
             raise ValueError("origins such as https://app.example.com or http://localhost:3000 are allowed, without a path, separated by commas")
         return value
 
+    @field_validator("otlp_url", "nats_monitor_url", "jwks_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
+            raise ValueError("a URL that begins with http:// or https:// is allowed")
+        return value
+
     @field_validator("stream_replicas")
     @classmethod
     def _odd(cls, value: int) -> int:

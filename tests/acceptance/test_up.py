@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect
 from tests.support import oracle
 from tests.support.certificates import Authority
 from tests.support.up import Place, place, up
+from tocsin.stack.process import free_port
 
 SERVICES = ("listener", "gateway", "check", "demo")
 
@@ -287,3 +288,14 @@ async def test_with_a_certificate_of_ones_own_everything_goes_by_https_and_who_d
                 assert b"SSL_CERT_FILE=ca.pem tocsin tail" in await tail.stderr.readline()
             tail.kill()
             await tail.wait()
+
+
+async def test_servers_of_ones_own_that_do_not_answer_are_named_at_once() -> None:
+    nobody = free_port()
+    settings = {"TOCSIN_DATABASE_URL": f"postgresql://app:hush@127.0.0.1:{nobody}/shop", "TOCSIN_NATS_URL": f"nats://127.0.0.1:{nobody}"}
+    async with place() as here, up(here, settings=settings) as running:
+        assert await running.ended(patience=20) == 1
+        assert "waiting for NATS: nobody answers at what TOCSIN_NATS_URL names" in running.text
+        assert f"TOCSIN_DATABASE_URL: PostgreSQL at postgresql://app@127.0.0.1:{nobody}/shop does not answer" in running.text
+        assert "Traceback" not in running.text
+        assert "hush" not in running.text

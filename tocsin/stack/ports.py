@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
 
 from tocsin.errors import OperatorError
 from tocsin.stack.process import free_port
 
+PATIENCE: Final = 3.0
+DEFAULT_NATS_PORT: Final = 4222
 
 @dataclass(frozen=True, slots=True)
 class Listening:
@@ -53,3 +59,15 @@ def _is_free(host: str, port: int) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRINUSE
     return True
+
+
+async def answers(nats_url: str) -> bool:
+    """Whether somebody listens at one of the servers of a NATS URL, now."""
+    for url in nats_url.split(","):
+        server = urlsplit(url.strip())
+        with contextlib.suppress(OSError):  # TimeoutError is one
+            async with asyncio.timeout(PATIENCE):
+                _, writer = await asyncio.open_connection(server.hostname, server.port or DEFAULT_NATS_PORT)
+            writer.close()
+            return True
+    return False

@@ -67,6 +67,8 @@ class Whole:
     async def _start_nats(self) -> None:
         if self.plan.nats is not None:
             await self.supervisor.start("nats", self.plan.nats, rank=NATS)
+        elif not await ports.answers(self.plan.nats_url):
+            self.say("waiting for NATS: nobody answers at what TOCSIN_NATS_URL names; is it the right address, and does nats-server run there?")
         await self.supervisor.start("gateway", self.plan.gateway, rank=READERS)
 
     async def _start_source(self) -> None:

@@ -45,6 +45,7 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(tmp_pa
         ("TOCSIN_MAX_EVENT", "large", "900KiB"),
         ("TOCSIN_MAX_EVENT", "10", "16384"),
         ("TOCSIN_STREAM", "a.b", "without spaces, dots"),
+        ("TOCSIN_OTLP_URL", "collector:4318", "http://"),
         ("TOCSIN_ALLOWED_ORIGINS", "*", "https://app.example.com"),
         ("TOCSIN_ALLOWED_ORIGINS", "https://a.example,app.example.com", "without a path"),
     ],
