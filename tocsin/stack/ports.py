@@ -17,6 +17,7 @@ from tocsin.stack.process import free_port
 PATIENCE: Final = 3.0
 DEFAULT_NATS_PORT: Final = 4222
 
+
 @dataclass(frozen=True, slots=True)
 class Listening:
     """A part that will listen on `host`:`port`; `setting` is the variable that says so."""
