@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from tocsin import broker
 from tocsin.errors import Unavailable
 from tocsin.position import Position
+from tocsin.subject import Pattern
 from tocsin_gateway import protocol
+from tocsin_gateway.access import Grant
+from tocsin_gateway.channels import Member
 from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.hints import Hints
 from tocsin_gateway.hub import Hub
@@ -23,9 +26,7 @@ from tocsin_gateway.protocol import ProtocolError, Reason
 from tocsin_gateway.replay import Hole, Pages, catch_up, present, reach, start_of
 from tocsin_gateway.snapshot import Moment, Snapshots
 from tocsin_gateway.subscription import State, Subscription
-
-if TYPE_CHECKING:
-    from tocsin_gateway.session import Session
+from tocsin_gateway.telling import Telling
 
 FIRST_PAGE_SECONDS: Final = 5.0
 TURN_SECONDS: Final = 10.0
@@ -34,13 +35,27 @@ SNAPSHOT_SECONDS: Final = 300.0
 CHANGED: Final = "the stream lost events while the snapshot was read; subscribe again"
 
 
+class Recovering(Member, Protocol):
+    """What a recovery needs of the session that its subscriptions belong to."""
+
+    tell: Telling
+    grant: Grant | None
+
+    def attach(self, subscription: Subscription) -> None: ...
+    def detach(self, subscription: Subscription) -> None: ...
+    def still_member(self, pattern: Pattern) -> bool: ...
+    def share(self) -> None: ...
+    def end_with(self, subscription: Subscription, problem: ProtocolError) -> None: ...
+    async def send_replayed(self, subscription: Subscription, event: StreamEvent) -> None: ...
+
+
 class Recovery:
     """One session's: its subscriptions take turns at replaying."""
 
     __slots__ = ("_hints", "_hub", "_limits", "_link", "_metrics", "_session", "_snapshots", "_stream", "_turns")
 
     def __init__(
-        self, session: Session, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics, snapshots: Snapshots, hints: Hints
+        self, session: Recovering, hub: Hub, link: broker.Link, stream: str, limits: Limits, metrics: Metrics, snapshots: Snapshots, hints: Hints
     ) -> None:
         self._session = session
         self._hints = hints
@@ -204,7 +219,7 @@ class Recovery:
 class _Reader:
     """A replay's hand on its subscription."""
 
-    def __init__(self, session: Session, subscription: Subscription, metrics: Metrics, moment: Moment | None = None) -> None:
+    def __init__(self, session: Recovering, subscription: Subscription, metrics: Metrics, moment: Moment | None = None) -> None:
         self._moment = moment
         self._session = session
         self._subscription = subscription
