@@ -60,8 +60,10 @@ class State:
         return {**state, "parts": parts}
 
     def _sees_table(self, grant: Grant, table: str) -> bool:
-        schema, _, name = table.partition(".")
-        return self._sees(grant, f"{self._root}.drift.{encode_token(schema)}.{encode_token(name)}")
+        """`table` is schema.table, unquoted: one with more dots is seen where it may be seen whichever of them ends the schema's name."""
+        ends = [place for place, letter in enumerate(table) if letter == "."]
+        subjects = [f"{self._root}.drift.{encode_token(table[:end])}.{encode_token(table[end + 1 :])}" for end in ends]
+        return bool(subjects) and all(self._sees(grant, subject) for subject in subjects)
 
     @staticmethod
     def _sees(grant: Grant, subject: str) -> bool:

@@ -58,7 +58,8 @@ async def test_a_token_sees_the_drift_of_its_own_tables_alone(stream: Stream, na
     async def status() -> bytes:
         return b"{}"
 
-    tables = [{"table": "public.orders", "status": "drift"}, {"table": "public.secret", "status": "drift"}]
+    # The last may be the table b.c of the schema a, or c of a.b.
+    tables = [{"table": name, "status": "drift"} for name in ("public.orders", "public.secret", "a.b.c")]
     measured = {"ready": True, "tables": tables, "findings": [{"message": "public.secret is not in the publication"}]}
     async with (
         running_gateway(nats_server.url, stream.source, jwt_secret=SECRET) as running,
@@ -68,6 +69,9 @@ async def test_a_token_sees_the_drift_of_its_own_tables_alone(stream: Stream, na
         assert (await ask(running.url, "/why", 401, subject="pg.>"))["code"] == "unauthenticated"
         seen = await ask(running.url, "/state", headers=headers(f"pg.{stream.source}.drift.public.orders"))
         assert seen["parts"][0]["measured"] == {"ready": True, "tables": tables[:1]}
+        for allowed, told in (("a.b%2Ec", []), ("a%2Eb.c", []), ("*.*", tables)):
+            seen = await ask(running.url, "/state", headers=headers(f"pg.{stream.source}.drift.{allowed}"))
+            assert seen["parts"][0]["measured"]["tables"] == told
         whole = await ask(running.url, "/state", headers=headers("pg.>"))
         assert whole["parts"][0]["measured"] == measured
         await stream.publish(stream.subject())
