@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from rich.console import Console
 
 from tocsin.errors import OperatorError, TocsinError, Unavailable
@@ -182,7 +182,8 @@ async def _exit_on(stop: asyncio.Event, server: uvicorn.Server) -> None:
 
 
 def add_health(app: FastAPI, registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> None:
-    """`/healthz`, `/readyz` (503 while not ready) and `/metrics`."""
+    """`/healthz`, `/readyz` (503 while not ready) and `/metrics`, where `tocsin_ready` says the same."""
+    Gauge("tocsin_ready", "1 while events really flow, as /readyz says", registry=registry).set_function(lambda: float(readiness().ready))
 
     @app.get("/healthz", summary="The process runs", tags=["health"])
     async def healthz() -> dict[str, str]:

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
+from tocsin.service import Readiness, add_health
 from tocsin_check.checker import Checker
 from tocsin_check.metrics import Metrics as CheckMetrics
 from tocsin_check.metrics import ReportCollector
@@ -29,11 +31,12 @@ def names(families: Iterable[Metric]) -> set[str]:
 
 
 def exported() -> set[str]:
-    gateway, check = CollectorRegistry(), CollectorRegistry()
+    gateway, check, each = CollectorRegistry(), CollectorRegistry(), CollectorRegistry()
+    add_health(FastAPI(), each, lambda: Readiness(ready=True, detail={}))
     GatewayMetrics(gateway)
     CheckMetrics(check)
     check.register(ReportCollector(Checker("postgresql://127.0.0.1/a", "postgresql://127.0.0.1/b")))
-    return names(Meters().registry.collect()) | names(gateway.collect()) | names(check.collect())
+    return names(each.collect()) | names(Meters().registry.collect()) | names(gateway.collect()) | names(check.collect())
 
 
 def test_every_metric_is_explained_and_no_other() -> None:

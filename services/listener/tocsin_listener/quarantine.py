@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal
 
@@ -11,7 +11,7 @@ import asyncpg
 from tocsin.subject import encode_token
 from tocsin_listener.install import require_installed
 
-Fate = Literal["waiting", "sent", "superseded", "copy"]
+Fate = Literal["waiting", "sent", "superseded", "copy", "dismissed"]
 
 _LIST: Final = """
 SELECT q.seq, q.copy, q.subject, q.reason, q.at,
@@ -33,6 +33,8 @@ WITH sent AS (
 )
 UPDATE tocsin.quarantine AS q SET retried = sent.seq FROM sent WHERE q.seq = $1 RETURNING q.retried
 """
+# What was sent again has the new event's sequence in `retried`, what never will be has its own.
+_DISMISS: Final = "UPDATE tocsin.quarantine SET retried = seq WHERE retried IS NULL AND seq = ANY ($1)"
 _RING: Final = "SELECT CASE WHEN NOT pg_try_advisory_xact_lock_shared(8390040714906399854) THEN pg_notify('tocsin', '') END"
 
 
@@ -76,3 +78,10 @@ async def retry(connection: asyncpg.Connection, seqs: list[int] | None = None, *
             fate = "sent" if sent is not None else fate
         done.append(Refusal(found.seq, found.subject, found.reason, found.at, fate))
     return done
+
+
+async def dismiss(connection: asyncpg.Connection, seqs: list[int] | None = None) -> list[Refusal]:
+    """Send none of them, and count them no more; they stay in tocsin.quarantine. In order."""
+    done = await refusals(connection, seqs)
+    await connection.execute(_DISMISS, [found.seq for found in done])
+    return [replace(found, fate="dismissed") for found in done]

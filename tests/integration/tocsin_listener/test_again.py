@@ -17,7 +17,7 @@ from tocsin.errors import OperatorError
 from tocsin.event import EPOCH, decode_event
 from tocsin.position import Position
 from tocsin.settings import Settings
-from tocsin_listener.quarantine import refusals, retry
+from tocsin_listener.quarantine import dismiss, refusals, retry
 from tocsin_listener.replay import parse_since, replay
 from tocsin_listener.watch import watch
 
@@ -78,6 +78,10 @@ async def test_what_a_later_change_overtook_is_not_sent(start: Start, installed:
         await installed.execute("INSERT INTO t VALUES (7); DELETE FROM t")
         await messages(nats, settings, 2)
         assert [done.fate for done in await retry(installed)] == ["superseded"]
+        assert [done.fate for done in await dismiss(installed, [0])] == [], "it is not of that number"
+        assert [done.fate for done in await dismiss(installed)] == ["dismissed"]
+        assert await refusals(installed) == []
+        await installed.execute("UPDATE tocsin.quarantine SET retried = NULL")
         assert [done.fate for done in await retry(installed, force=True)] != ["superseded"]
 
 

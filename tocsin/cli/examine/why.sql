@@ -16,7 +16,7 @@ FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namesp
 SELECT j.seq, j.subject, j.type, j.key, j.xid::text AS xid, extract(epoch FROM clock_timestamp() - j.at)::float8 AS age,
        coalesce((SELECT pg_visible_in_snapshot(j.xid, coalesce(p.intended, p.reached)) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS begun,
        coalesce((SELECT pg_visible_in_snapshot(j.xid, p.reached) FROM tocsin.progress AS p ORDER BY n DESC LIMIT 1), false) AS passed,
-       (SELECT q.reason FROM tocsin.quarantine AS q WHERE q.seq = j.seq AND q.retried IS NULL LIMIT 1) AS refused
+       (SELECT q.reason FROM tocsin.quarantine AS q WHERE q.seq = j.seq AND (q.retried IS NULL OR q.retried = q.seq) LIMIT 1) AS refused
 FROM tocsin.events AS j
 WHERE (j.subject ~ $1 OR j.old_subject ~ $1) AND ($2::text IS NULL OR j.key = $2)
 ORDER BY j.seq DESC LIMIT 1
