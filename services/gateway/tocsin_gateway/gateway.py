@@ -15,7 +15,7 @@ from tocsin.access import TokenRefused
 from tocsin.errors import Unavailable
 from tocsin.revocation import Revocations
 from tocsin.service import Readiness
-from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed
+from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed, seconds_left
 from tocsin_gateway.census import Census
 from tocsin_gateway.credentials import Credentials
 from tocsin_gateway.headcount import Headcount
@@ -107,13 +107,20 @@ class Gateway:
             verified = self.access.granted(await self.tickets.redeem(credentials.ticket))
         else:
             raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")
-        try:
-            await self.revocations.check(verified.grant)
-        except TokenRefused as refused:
-            raise ProtocolError("unauthenticated", str(refused)) from None
-        except Unavailable as error:
-            raise ProtocolError("unavailable", str(error)) from None
+        await self.still_holds(verified.grant)
         return verified
+
+    async def still_holds(self, grant: Grant) -> None:
+        """Raises ProtocolError where what was granted has expired, or was revoked."""
+        if seconds_left(grant) == 0:
+            raise ProtocolError("unauthenticated", "the token has expired")
+        if self.access.needs_token:
+            try:
+                await self.revocations.check(grant)
+            except TokenRefused as refused:
+                raise ProtocolError("unauthenticated", str(refused)) from None
+            except Unavailable as error:
+                raise ProtocolError("unavailable", str(error)) from None
 
     def over_limit(self, name: str) -> None:
         self.metrics.refused.labels(name).inc()

@@ -33,6 +33,7 @@ def history_route(gateway: Gateway) -> APIRouter:
             grant = await visitor(gateway, request)
             asked = protocol.from_query(ID, subject, since, where, select)
             page = await gateway.history.page(asked, await _selection(gateway, grant, asked), _limit(limit))
+            await gateway.still_holds(grant)  # a page may take seconds
         except ProtocolError as problem:
             gateway.metrics.errors.labels(problem.code).inc()
             return JSONResponse({"code": problem.code, "message": str(problem)}, STATUS.get(problem.code, 400), headers)

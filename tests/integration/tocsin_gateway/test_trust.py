@@ -26,6 +26,7 @@ from tests.support.key_server import ec_key, key_server, rsa_key
 from tests.support.stream import Stream
 from tocsin import revocation
 from tocsin_gateway import tickets
+from tocsin_gateway.history import History, Page
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 
@@ -121,6 +122,31 @@ async def test_the_verb_revokes(guarded: RunningGateway, stream: Stream, nats_se
     for wrong in ((), ("--token-id", "x", "--user", "y"), ("--before", "soon")):
         code, output = await run(*wrong)
         assert (code, "fix:" in output) == (2, True), output
+
+
+async def test_a_token_revoked_while_a_page_of_history_is_read_does_not_get_it(
+    guarded: RunningGateway, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stream.publish(stream.subject())
+    reading, revoked = asyncio.Event(), asyncio.Event()
+    page = History.page
+
+    async def slow(self: History, *asked: Any) -> Page:
+        found = await page(self, *asked)
+        reading.set()
+        await revoked.wait()
+        return found
+
+    monkeypatch.setattr(History, "page", slow)
+    async with admitted(guarded, sub="alice", jti="t1") as witness, httpx.AsyncClient(timeout=10) as http, asyncio.TaskGroup() as group:
+        headers = {"authorization": f"Bearer {token(sub='alice', jti='t1')}"}
+        asked = group.create_task(http.get(f"{guarded.url}/events", params={"subject": stream.subject()}, headers=headers))
+        await reading.wait()
+        await revoke(stream, jti="t1")
+        assert (await witness.closed(patience=2))[0] == 4401
+        revoked.set()
+        answer = await asked
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
 
 
 @pytest.mark.parametrize("what", [{"jti": "t1"}, {"sub": "alice"}, {"before": 0}])
