@@ -24,6 +24,10 @@ pytestmark = pytest.mark.prometheus
 DEPLOY = Path(__file__).parents[3] / "deploy"
 ALERTS = DEPLOY / "prometheus/alerts.yml"
 
+POISON = """INSERT INTO tocsin.journal (stmt, subject, type, key, data)
+    VALUES (nextval('tocsin.seq'), 'event.' || repeat('x', 5000), 'x', '1', '{}')"""
+"""An event that NATS refuses, as no function of ours writes it: its subject is longer than a control line may be."""
+
 
 @contextlib.asynccontextmanager
 async def scraping(running: Pipeline, program: str) -> AsyncIterator[httpx.AsyncClient]:
@@ -105,10 +109,14 @@ async def test_what_watches_asks_for_what_is_there_and_rings_for_real(prometheus
                 await until_some(client, without_threshold(expression))
             assert await ask(client, 'ALERTS{alertstate="firing"}') == []
             await _with_a_position_of_elsewhere(running)
+            await source.execute(POISON)
             async with writing(running):
                 for expression in panels():
                     await until_some(client, f"({expression}) >= 0")  # which no NaN is
                 await until_some(client, "sum(rate(tocsin_events_total[1m])) > 0")
+            await until_some(client, 'ALERTS{alertname="TocsinQuarantined",alertstate="firing"}')
+            await running.tocsin("retry", "--dismiss")
+            await until_some(client, 'absent(ALERTS{alertname="TocsinQuarantined"})')
             await _break(running)
             for alert in ("TocsinClientsMissedEvents", "TocsinDrift", "TocsinServiceDown", "TocsinNoLeader"):
                 await until_some(client, f'ALERTS{{alertname="{alert}",alertstate="firing"}}')
