@@ -55,7 +55,7 @@ const PERMANENT_CLOSES = { 4400: "bad-message", 4401: "unauthenticated", 4403: "
  * @property {(delivery: Delivery) => void} [onEvent] in stream order; without it, iterate: for await (const item of subscription)
  * @property {(row: Row) => void} [onRow] of the snapshot
  * @property {(mark: SnapshotMark) => void} [onSnapshot]
- * @property {boolean} [presence] be announced to whoever asks the same of the same subject, and be told of them; over a WebSocket alone
+ * @property {boolean} [presence] be announced to whoever asks the same of the same subject, and be told of them
  * @property {(presence: Presence) => void} [onPresence] all who are there, at each change; an iterator gets it as an item
  * @property {(state: State, error: Error | null) => void} [onState]
  * @property {(gap: {reason: string, position: string}) => void} [onGap] events before position are missing, and delivery goes on after it; without it
@@ -91,7 +91,6 @@ export class GapError extends Error {
  * @param {Options} [options]
  */
 export function subscribe(subject, options = {}) {
-  if (options.presence && options.transport === "sse") throw new TypeError("presence needs a WebSocket: server-sent events have none");
   const subscription = new Subscription(subject, options);
   const { signal } = options;
   if (signal?.aborted) {
@@ -766,12 +765,13 @@ class EventStreams {
     this.#ended.abort();
   }
 
-  async #read(id, { subject, since, where, select = [] }, signal) {
+  async #read(id, { subject, since, where, select = [], presence }, signal) {
     const target = httpUrl(this.#url, "sse");
     target.searchParams.set("subject", subject);
     target.searchParams.set("since", since);
     if (where) target.searchParams.set("where", JSON.stringify(where));
     if (select.length > 0) target.searchParams.set("select", JSON.stringify(select));
+    if (presence) target.searchParams.set("presence", "true");
     const headers = { accept: "text/event-stream", ...(this.#token && { authorization: `Bearer ${this.#token}` }) };
     const answer = await fetch(target, { signal, headers, cache: "no-store" });
     if (!answer.ok) return this.#refused(id, answer);

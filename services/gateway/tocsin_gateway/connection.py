@@ -124,7 +124,9 @@ class Connection:
         query = self._socket.query_params
         for number, subject in enumerate(query.getlist("subject")):
             try:
-                request = protocol.from_query(str(number), subject, query.get("since", "now"), query.get("where"), query.getlist("select"))
+                request = protocol.from_query(
+                    str(number), subject, query.get("since", "now"), query.get("where"), query.getlist("select"), query.get("presence")
+                )
                 await self._gateway.watched.check(request, session.grant)
                 session.handle(request)
             except ProtocolError as problem:

@@ -128,13 +128,22 @@ def checked_select(request: Subscribe) -> frozenset[str] | None:
     return None if request.select is None else frozenset(request.select)
 
 
-def from_query(id: str, subject: str, since: str, where: str | None, select: Sequence[str]) -> Subscribe:  # noqa: A002  # the field's name
+def from_query(  # the address's fields
+    id: str,  # noqa: A002  # the field's name
+    subject: str,
+    since: str,
+    where: str | None,
+    select: Sequence[str],
+    presence: str | None = None,
+) -> Subscribe:
     """A subscription that stands in an address: `where` as JSON, `select` with commas between the columns, or as JSON. Raises ProtocolError."""
+    if presence not in (None, "true", "false"):
+        raise ProtocolError("bad-message", f"presence is {presence[:20]!r}; true or false is allowed", id)
     columns: list[str] = []
     for text in select:
         columns += _from_json("select", text, list[str], id) if text.startswith("[") else text.split(",")
     conditions = None if where is None else _from_json("where", where, Any, id)
-    return Subscribe(id, subject, since, conditions, columns if select else None)
+    return Subscribe(id, subject, since, conditions, columns if select else None, presence == "true")
 
 
 def _from_json(name: Literal["where", "select"], text: str, kind: Any, id: str) -> Any:  # noqa: A002  # the field's name

@@ -135,11 +135,12 @@ class EventStream(Response):
         subjects = request.query_params.getlist("subject")
         if not subjects:
             raise ProtocolError("bad-subject", "the query has no subject; for example /sse?subject=pg.shop.change.>")
-        since = request.headers.get("last-event-id") or request.query_params.get("since", "now")
+        query = request.query_params
+        since = request.headers.get("last-event-id") or query.get("since", "now")
         outbox.may_resume = len(subjects) == 1 and since != "snapshot"
         outbox.resumes_behind_rows = len(subjects) == 1
         for number, subject in enumerate(subjects):
-            asked = protocol.from_query(str(number), subject, since, request.query_params.get("where"), request.query_params.getlist("select"))
+            asked = protocol.from_query(str(number), subject, since, query.get("where"), query.getlist("select"), query.get("presence"))
             await self._gateway.watched.check(asked, session.grant)
             session.handle(asked)
         return None if session.grant is None else seconds_left(session.grant)

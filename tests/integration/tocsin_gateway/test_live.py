@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import jwt
 import msgspec
 import pytest
@@ -134,6 +135,29 @@ async def test_who_is_there_is_seen_over_gateways_and_who_goes(stream: Stream, n
         while (frame := await alice.next())["op"] != "event":
             pass
         assert numbers([frame]) == [1]
+
+
+async def test_server_sent_events_tell_who_is_there_too(guarded: RunningGateway, stream: Stream) -> None:
+    text = jwt.encode({"exp": int(time.time()) + 600, "subscribe": ["pg.>"], "presence": True, "sub": "alice"}, SECRET, "HS256")
+    query = {"subject": stream.subject(), "presence": "true"}
+    async with httpx.AsyncClient(timeout=10) as http, admitted(guarded, presence=True, sub="bob") as bob:
+        refused = await http.get(f"{guarded.url}/sse", params={**query, "presence": "yes"}, headers={"authorization": f"Bearer {text}"})
+        assert (refused.status_code, refused.json()["message"]) == (400, "presence is 'yes'; true or false is allowed")
+        async with http.stream("GET", f"{guarded.url}/sse", params=query, headers={"authorization": f"Bearer {text}"}) as events:
+            lines = events.aiter_lines()
+
+            async def told(name: str) -> dict[str, Any]:
+                async with asyncio.timeout(10):
+                    while await anext(lines) != f"event: {name}":
+                        pass
+                    frame: dict[str, Any] = msgspec.json.decode((await anext(lines)).removeprefix("data: "))
+                    return frame
+
+            assert [member["user"] for member in (await told("presence"))["members"]] == ["alice"]
+            await bob.send(op="subscribe", id="a", subject=stream.subject(), presence=True)
+            assert {member["user"] for member in (await bob.until("presence"))[0]["members"]} >= {"alice"}
+            assert (await told("joined"))["user"] == "bob"
+        assert (await bob.until("left"))[0]["user"] == "alice"
 
 
 async def test_presence_needs_its_claim_and_is_not_had_by_another_way(guarded: RunningGateway, stream: Stream) -> None:
