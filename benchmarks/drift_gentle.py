@@ -1,7 +1,9 @@
 """What an audit costs the source's writers: the p99 of their commits with and without audits one after another, at the service's own pace.
 
 One load runs all the time, and slices of it with and without the audit take turns, so that a noisy machine disturbs both alike. The slices
-without it are two groups by turns: what those differ by is noise, and is printed beside what the audit makes.
+without it are two groups by turns: what those differ by is noise, and is printed beside what the audit makes. In a fourth kind of slices a process
+that touches no table burns as much CPU as the audit takes of this machine, in pieces of the same length: what that makes is the floor, for source,
+replica, checker and load share the cores here.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -34,32 +38,62 @@ from tocsin_check.table import Comparable
 
 SCRIPT = "\\set id random(1, {rows})\nUPDATE t SET a = a + 1 WHERE id = :id;\n"
 WRITERS = 4
+NOTICED = 4.0
+"""Seconds until the audit knows that others write."""
 SETTLING = 0.15
 """Seconds at the beginning of each slice that count for neither side."""
-TURNS = ("without", "with", "without too", "with")
+TURNS = ("without", "with", "without too", "burning")
+
+
+def signalled() -> asyncio.Event:
+    """Set by SIGUSR1, cleared by SIGUSR2. To stop the whole process would count a read that is cut in two as a slow one."""
+    going = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, going.set)
+    loop.add_signal_handler(signal.SIGUSR2, going.clear)
+    return going
+
+
+def cpu_seconds(*pids: int) -> float:
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 async def audit_for_ever(source_url: str, replica_url: str, share: float) -> None:
-    """One full audit after the other, until the process is killed; after each block a line with the rows so far.
-
-    SIGUSR2 makes it wait before the next block, SIGUSR1 go on. To stop the whole process would count a read that is cut in two as a slow one.
-    """
-    going = asyncio.Event()
+    """One full audit after the other, until the process is killed; after each block a line with the rows, the blocks and the CPU seconds so far."""
+    going = signalled()
     going.set()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, going.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, going.clear)
-    pace = Pace(share, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING)
-    rows = 0
+    pace = Pace(share, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING, gives_way=True)
+    rows = blocks = 0
 
     async def on_block(outcome: Outcome) -> None:
-        print(rows + outcome.rows, flush=True)
-        await going.wait()
+        nonlocal blocks
+        blocks += 1
+        print(rows + outcome.rows, blocks, cpu_seconds(*pids, os.getpid()), flush=True)
+        if not going.is_set():
+            rest = pace.due - time.monotonic()
+            await going.wait()
+            pace.due = time.monotonic() + random.random() * rest  # else each slice would begin with a read
 
     async with open_sides(source_url, replica_url) as sides:
+        pids = [connection.get_server_pid() for connection in (sides.source, sides.replica, sides.fence._marker)]  # noqa: SLF001
         [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
         while True:
             with contextlib.suppress(Lagging):
                 rows += (await TableAudit(sides, table, pace=pace, patience=20, on_block=on_block).run()).rows
+
+
+async def burn_for_ever() -> None:
+    """Each line of the standard input has the CPU seconds of a piece, and how many pieces a second."""
+    going = signalled()
+    print(flush=True)
+    while True:
+        await going.wait()
+        piece, rate = map(float, (await asyncio.to_thread(sys.stdin.readline)).split())
+        while going.is_set():
+            await asyncio.sleep(random.expovariate(rate))
+            begun = time.thread_time()
+            while going.is_set() and time.thread_time() - begun < piece:
+                pass
 
 
 async def load(running: Pipeline, folder: Path, rate: int, seconds: float) -> asyncio.subprocess.Process:
@@ -74,12 +108,33 @@ async def load(running: Pipeline, folder: Path, rate: int, seconds: float) -> as
     )
 
 
-async def take_turns(auditor: asyncio.subprocess.Process, slices: int, seconds: float) -> list[tuple[str, float]]:
+@dataclass
+class Auditor:
+    """The process that audits, and what it has told: rows, blocks and CPU seconds so far."""
+
+    process: asyncio.subprocess.Process
+    told: tuple[int, int, float] = (0, 0, 0.0)
+
+    async def listen(self) -> None:
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            rows, blocks, cpu = line.split()
+            self.told = (int(rows), int(blocks), float(cpu))
+
+
+async def take_turns(auditor: Auditor, burner: asyncio.subprocess.Process, slices: int, seconds: float) -> list[tuple[str, float]]:
     """(side, when it began) of each slice; the auditor begins no block in those without."""
-    begun = []
+    begun: list[tuple[str, float]] = []
+    _, blocks, cpu = auditor.told
+    assert burner.stdin is not None
     for number in range(slices):
         side = TURNS[number % len(TURNS)]
-        os.kill(auditor.pid, signal.SIGUSR1 if side == "with" else signal.SIGUSR2)
+        if side == "burning":
+            pieces = 2 * max(auditor.told[1] - blocks, 1)  # a block is read on both sides
+            audited = seconds * sum(side == "with" for side, _ in begun)
+            burner.stdin.write(f"{(auditor.told[2] - cpu) / pieces} {pieces / audited}\n".encode())
+        for process, works in ((auditor.process, side == "with"), (burner, side == "burning")):
+            process.send_signal(signal.SIGUSR1 if works else signal.SIGUSR2)
         begun.append((side, time.time()))
         await asyncio.sleep(seconds)
     return [*begun, ("end", time.time())]
@@ -91,6 +146,16 @@ def commits(folder: Path) -> Iterator[tuple[float, float]]:
         for line in log.read_text().splitlines():
             _, _, taken, _, whole, micros, *_ = line.split()
             yield int(whole) + int(micros) / 1e6 - int(taken) / 1e6, int(taken) / 1000
+
+
+async def itself(*arguments: str) -> asyncio.subprocess.Process:
+    """This module once more, as a process of its own."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.drift_gentle", *arguments),
+        cwd=Path(__file__).parent.parent,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
 
 
 def by_side(folder: Path, slices: list[tuple[str, float]]) -> dict[str, list[float]]:
@@ -107,19 +172,21 @@ async def measure(running: Pipeline, rows: int, rate: int, slices: int, seconds:
     folder = running.folder / "commits"
     folder.mkdir()
     (folder / "load.sql").write_text(SCRIPT.format(rows=rows))
-    auditor = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.drift_gentle", "--audit", running.source_url, running.replica_url, "--share", str(share)),
-        cwd=Path(__file__).parent.parent,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert auditor.stdout is not None
-    await auditor.stdout.readline()  # it has begun
-    writing = await load(running, folder, rate, slices * seconds + 2)
-    await asyncio.sleep(1)
-    turns = await take_turns(auditor, slices, seconds)
-    auditor.kill()
-    audited = int((await auditor.stdout.read()).split()[-1])
-    await auditor.wait()
+    auditor, burner = Auditor(await itself("--audit", running.source_url, running.replica_url, "--share", str(share))), await itself("--burn")
+    for process in (auditor.process, burner):
+        assert process.stdout is not None
+        await process.stdout.readline()  # it has begun
+    async with asyncio.TaskGroup() as group:
+        listening = group.create_task(auditor.listen())
+        writing = await load(running, folder, rate, slices * seconds + 2 + NOTICED)
+        await asyncio.sleep(NOTICED)
+        before = auditor.told[0]
+        turns = await take_turns(auditor, burner, slices, seconds)
+        audited = auditor.told[0] - before
+        for process in (auditor.process, burner):
+            process.kill()
+            await process.wait()
+        await listening
     _, errors = await writing.communicate()
     assert writing.returncode == 0, errors.decode()
     return by_side(folder, turns), audited
@@ -143,9 +210,10 @@ async def main(rows: int, rate: int, slices: int, seconds: float, share: float) 
         {"commits": side, "number": len(taken), "p50 ms": quantile(taken, 0.5), "p99 ms": quantile(taken, 0.99), "mean ms": statistics.mean(taken)}
         for side, taken in found.items()
     ]
-    figures = {"rows": rows, "rate": rate, "share": share, "rows_per_second": round(audited / (seconds * slices / 2))}
+    figures = {"rows": rows, "rate": rate, "share": share, "rows_per_second": round(audited / (seconds * slices / len(TURNS)))}
     for name, part in (("p99", 0.99), ("p50", 0.5)):
         figures[f"ratio_{name}"] = round(quantile(found["with"], part) / quantile(quiet, part), 3)
+        figures[f"floor_{name}"] = round(quantile(found["burning"], part) / quantile(quiet, part), 3)
         figures[f"noise_{name}"] = round(quantile(found["without too"], part) / quantile(found["without"], part), 3)
     report("drift_gentle", lines, figures)
 
@@ -155,11 +223,14 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--rate", type=int, default=400, help="commits a second")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each slice")
-    parser.add_argument("--slices", type=int, default=80)
+    parser.add_argument("--slices", type=int, default=160)
     parser.add_argument("--share", type=float, default=SHARE)
     parser.add_argument("--audit", nargs=2, metavar=("SOURCE", "REPLICA"), help=argparse.SUPPRESS)
+    parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.audit:
+    if given.burn:
+        asyncio.run(burn_for_ever())
+    elif given.audit:
         source_url, replica_url = given.audit
         asyncio.run(audit_for_ever(source_url, replica_url, given.share))
     else:

@@ -73,7 +73,12 @@ class Settings(BaseSettings):
     gateway_drain: Duration = Field(timedelta(seconds=5), description="How long a gateway that stops takes at most to close its clients, in small groups")
     check_host: str = Field("127.0.0.1", description="Address of the checker")
     check_port: Port = Field(8090, description="Port of the checker")
-    check_max_load: float = Field(0.05, gt=0, le=1, description="The share of one backend of the source that the checker may take, over 0 and at most 1")
+    check_max_load: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="The share of one backend of the source that the checker may take, over 0 and at most 1; up to 0.5 a fifth of it while others are at work there",
+    )
     check_max_rows: int | None = Field(None, ge=1, description="How many rows a second the checker may read at most; default: no limit")
     check_exact: bool = Field(False, description="1 compares bit for bit: 1.0 and 1.00 differ; otherwise equal is what SQL calls equal")
     embedded_nats_port: Port = Field(4222, description="Port of the NATS server that `tocsin up` starts")

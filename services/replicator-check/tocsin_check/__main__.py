@@ -74,7 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 def _pace(settings: Settings) -> Pace:
-    return Pace(settings.check_max_load, settings.check_max_rows, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING)
+    return Pace(settings.check_max_load, settings.check_max_rows, active=MOST_ACTIVE, lag=MOST_LAG, gives_way=True, retained=RETAINED_WARNING)
 
 
 async def _announce(link: broker.Link, settings: Settings, checker: Checker) -> None:

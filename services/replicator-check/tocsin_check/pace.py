@@ -1,4 +1,4 @@
-"""How gently an audit goes: a share of one backend, rows a second, and pauses while the source or the replica has other worries."""
+"""How gently an audit goes: a share of one backend, less of it while others write, rows a second, and pauses for other worries."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ from tocsin_check.sides import Sides
 MOST_ACTIVE: Final = 25
 """Backends at work on the source, and below, seconds of lag: where the service pauses."""
 MOST_LAG: Final = 1.0
+BUSY: Final = 50.0
+"""Transactions a second beside which an audit takes _YIELDING of its share: more than Tocsin's other parts make where nothing happens."""
+_OWN: Final = 2
+"""Transactions that a read of ours makes: itself, and its marker."""
+_YIELDING: Final = 0.2
 _LOOK_EVERY: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds that one block waits at most, so that an audit of a source that is always busy comes to its end, too."""
 _SLICE: Final = 0.35
-_GENTLE_SLICE: Final = 0.02
+_GENTLE_SLICE: Final = 0.01
 """Seconds of a read at full speed, and at a small share: so short that a commit beside it waits for a CPU no longer than for another commit."""
 _GENTLE: Final = 0.5
 _FAST: Final = 0.75
-"""Up to the first share reads stay that short; from the second one on, the source and the replica are read at the same time, further ahead."""
+"""Up to the first share reads stay that short, and give way; from the second one on, the source and the replica are read at the same time, further ahead."""
 
-# Backends at work besides ours, and the WAL that the worst logical slot of this database holds back.
+# Backends at work besides ours, the server's transactions so far, and the WAL that the worst logical slot of this database holds back.
 _WORRIES: Final = """
 SELECT (SELECT count(*) FROM pg_stat_activity
         WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid() AND application_name NOT LIKE 'tocsin%') AS active,
+       (SELECT sum(xact_commit + xact_rollback)::bigint FROM pg_stat_database) AS transactions,
        (SELECT max(pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn))::bigint FROM pg_replication_slots
         WHERE database = current_database() AND slot_type = 'logical') AS retained
 """
@@ -37,7 +43,8 @@ class Pace:
     """`share` is how much of one source backend's time the audit takes, 1 being all; `rows_per_second` None is no such limit.
 
     It pauses while more than `active` backends work on the source, the replica is more than `lag` seconds behind, or a slot holds back more
-    than `retained` bytes of WAL; None never does. `waiting` says for what it pauses now.
+    than `retained` bytes of WAL; None never does. `waiting` says for what it pauses now. With `gives_way` a gentle share is less while others
+    are at work: `busy` says whether they are.
     """
 
     share: float = 1.0
@@ -45,6 +52,10 @@ class Pace:
     active: int | None = None
     lag: float | None = None
     retained: int | None = None
+    gives_way: bool = False
+    busy: bool = False
+    counted: tuple[float, int] | None = None
+    reads: int = 0
     waiting: str | None = None
     looked: float = -_LOOK_EVERY
     due: float = 0.0
@@ -64,12 +75,15 @@ class Pace:
     @property
     def looks(self) -> bool:
         """Whether `clear` has something to ask now."""
-        limited = self.active is not None or self.lag is not None or self.retained is not None
+        limited = self.gives_way or self.active is not None or self.lag is not None or self.retained is not None
         return limited and (self.waiting is not None or time.monotonic() - self.looked >= _LOOK_EVERY)
 
     def spent(self, seconds: float, rows: int) -> None:
         """A read took the source `seconds`: the next one is due only after the rest that this one has earned."""
+        self.reads += 1
         pause = seconds * (1 / self.share - 1)
+        if self.busy and self.share <= _GENTLE:
+            pause += min(seconds * (1 / _YIELDING - 1) / self.share, _LONGEST_PAUSE)
         if self.rows_per_second is not None:
             pause = max(pause, rows / self.rows_per_second - seconds)
         if pause > 0:
@@ -95,9 +109,10 @@ class Pace:
             self.waiting = None
 
     async def _worry(self, sides: Sides) -> str | None:
-        if self.active is not None or self.retained is not None:
+        if self.gives_way or self.active is not None or self.retained is not None:
             row = await sides.source.fetchrow(_WORRIES)
             assert row is not None
+            self._count(row["transactions"])
             if self.active is not None and row["active"] > self.active:
                 return f"{row['active']} backends are at work on the source"
             if self.retained is not None and (row["retained"] or 0) > self.retained:
@@ -108,3 +123,11 @@ class Pace:
             except Lagging:
                 return f"the replica is more than {self.lag:g} s behind"
         return None
+
+    def _count(self, transactions: int) -> None:
+        """Sets `busy` by the server's transactions since the last look; a statistic that was reset tells nothing."""
+        now = time.monotonic()
+        if self.counted is not None and transactions >= self.counted[1]:
+            others = transactions - self.counted[1] - _OWN * self.reads
+            self.busy = self.gives_way and others / max(now - self.counted[0], 0.001) > BUSY
+        self.counted, self.reads = (now, transactions), 0

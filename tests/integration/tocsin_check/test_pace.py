@@ -65,6 +65,31 @@ async def test_an_audit_pauses_for_work_lag_and_wal_and_goes_on_when_they_are_go
         assert await audit == 500
 
 
+async def test_an_audit_gives_way_to_writers_and_not_to_its_own_transactions(
+    setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    """Beside writers it takes a fifth of its share. The statistics are the server's, and other tests use it, so the quiet half asks its arithmetic alone."""
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 20000) i")
+    await setup("t")
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        async with asyncio.timeout(60):
+            while not stop.is_set():
+                await source.execute("UPDATE t SET n = n + 1 WHERE id = 1")
+
+    async with open_sides(source_url, replica_url) as sides, asyncio.TaskGroup() as group:
+        [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
+        group.create_task(write())
+        pace = Pace(share=0.4, gives_way=True)
+        while not pace.busy:
+            await TableAudit(sides, table, pace=pace, patience=20).run()
+        stop.set()
+    pace = Pace(share=0.4, gives_way=True, counted=(time.monotonic() - 1, 1000), reads=100)
+    pace._count(1210)
+    assert not pace.busy
+
+
 async def test_the_sessions_can_t_write_and_wait_for_no_lock(setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str) -> None:
     await source.execute("CREATE TABLE t (id int PRIMARY KEY)")
     await setup("t")

@@ -30,6 +30,9 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (Pace(rows_per_second=1000), 2.0, 1000, []),
         (Pace(share=0.5, rows_per_second=1000), 0.4, 1000, [0.6]),
         (Pace(share=0.1, rows_per_second=1000), 0.4, 1000, [3.6]),
+        (Pace(share=0.05, busy=True), 0.01, 1000, [0.99]),
+        (Pace(share=0.05, busy=True), 10.0, 1000, [190 + 60]),
+        (Pace(share=0.75, busy=True), 0.3, 1000, [0.1]),
     ],
 )
 async def test_the_longer_of_both_rests_is_taken(kind: Pace, seconds: float, rows: int, expected: list[float], slept: list[float]) -> None:
@@ -58,7 +61,7 @@ async def test_a_worry_holds_a_block_back_until_it_is_gone_and_for_a_minute_at_m
 
 def test_blocks_grow_from_a_half_share_on_and_a_little_less_than_all_is_as_fast() -> None:
     slices = [Pace(share=share).slice for share in (0.01, 0.05, 0.5, 0.75, 0.99, 1.0)]
-    assert slices[0] == slices[1] == slices[2] == 0.02
+    assert slices[0] == slices[1] == slices[2] == 0.01
     assert 0.1 < slices[3] < slices[4] < slices[5] == 0.35
     assert slices[5] - slices[4] < 0.02
     assert [Pace(share=share).fast for share in (0.5, 0.74, 0.75, 0.99, 1.0)] == [False, False, True, True, True]
