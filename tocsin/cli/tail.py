@@ -44,7 +44,7 @@ _SUBJECT: Final = "a subject is such as pg.shop.change.public.orders.> (source, 
 _FIXES: Final = {
     "bad-subject": _SUBJECT,
     "forbidden": f"{_SUBJECT}; what a token allows, its issuer decides",
-    "unauthenticated": "--token, with a JWT for this gateway",
+    "unauthenticated": "export TOCSIN_TOKEN=…, a JWT for this gateway; or --token",
 }
 LONGEST_VALUE: Final = 60
 

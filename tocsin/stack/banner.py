@@ -24,8 +24,10 @@ def banner(plan: Plan, *, demo: bool) -> str:
         ("NATS", _without_login(plan.nats_url), f"stream {plan.stream}" if plan.nats else f"yours; stream {plan.stream}"),
         ("listener", f"{plan.listener_url}/readyz", ""),
     )
+    bearer = ' -H "Authorization: Bearer $TOCSIN_TOKEN"' if plan.needs_token else ""
     tries = [
-        f"curl -N '{plan.gateway_url}/sse?subject={orders}'",
+        *(["export TOCSIN_TOKEN=...    # a JWT that allows the subject: docs/security.md"] if plan.needs_token else []),
+        f"curl -N{bearer} '{plan.gateway_url}/sse?subject={orders}'",
         f"nats --server {_without_login(plan.nats_url)} sub '{plan.prefix}.>'",
         f"tocsin tail '{orders}'",
     ]

@@ -29,6 +29,13 @@ def test_ports_that_are_not_the_usual_ones_are_told_so_that_every_verb_finds_its
     assert "    export TOCSIN_EMBEDDED_REPLICA_PORT=1234 TOCSIN_CHECK_PORT=1235\n" in printed(embedded_replica_port=1234, check_port=1235)
 
 
+def test_where_a_token_is_asked_for_the_commands_bring_it() -> None:
+    assert "TOCSIN_TOKEN" not in printed()
+    text = printed(jwt_secret="hush" * 8)
+    assert "curl -N -H \"Authorization: Bearer $TOCSIN_TOKEN\" 'http://127.0.0.1:8080/sse" in text
+    assert "hush" not in text
+
+
 def test_with_a_certificate_every_address_of_the_gateway_is_https() -> None:
     text = printed(gateway_tls_cert=Path("cert.pem"), gateway_tls_key=Path("key.pem"))
     assert "http://127.0.0.1:8080" not in text
