@@ -32,7 +32,7 @@ def test_ports_that_are_not_the_usual_ones_are_told_so_that_every_verb_finds_its
 def test_where_a_token_is_asked_for_the_commands_bring_it() -> None:
     assert "TOCSIN_TOKEN" not in printed()
     text = printed(jwt_secret="hush" * 8)
-    assert "curl -N -H \"Authorization: Bearer $TOCSIN_TOKEN\" 'http://127.0.0.1:8080/sse" in text
+    assert 'curl -N -H "Authorization: Bearer $TOCSIN_TOKEN" \'http://127.0.0.1:8080/sse' in text
     assert "hush" not in text
 
 
