@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from importlib.resources import files
 from typing import Final
 
 import asyncpg
 
 from tocsin.errors import OperatorError
+from tocsin_listener.giving_way import LOCK_TIMEOUT, giving_way
 from tocsin_listener.leader import LOCK
 
 VERSION: Final = 5
@@ -24,9 +23,6 @@ HEADROOM: Final = 6144
 """Bytes of TOCSIN_MAX_EVENT that the envelope and the headers may take, with an annotation."""
 
 _LOCK: Final = 8390040714906399856
-_LOCK_TIMEOUT: Final = "300ms"
-"""For each lock of an upgrade: writers queue behind it no longer, and it gives up before PostgreSQL looks for deadlocks (1 s)."""
-_AGAIN_AFTER: Final = 0.7
 _WRITERS: Final = """SELECT string_agg(format('process %s (%s), open for %s s', pid, application_name, extract(epoch FROM now() - xact_start)::int), '; ')
     FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()
           ORDER BY xact_start LIMIT 3) AS a"""
@@ -47,23 +43,19 @@ async def install(connection: asyncpg.Connection, *, max_event: int = 900 << 10,
     envelope and headers included. Raises OperatorError where the user may not create a schema, where a newer version is
     installed, and where a writer's transaction stays open for `patience` seconds.
     """
-    end = time.monotonic() + patience
-    while True:
-        try:
-            return await _install(connection, max_event)
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            if time.monotonic() > end:
-                who = await connection.fetchval(_WRITERS)
-                raise OperatorError(
-                    f"gave up after {patience:.0f} s, so that no writer waits behind this; nothing is changed. In the way: {who or error}",
-                    "tocsin install   # again when that transaction has ended, or end it: SELECT pg_terminate_backend(PID);",
-                ) from error
-            await asyncio.sleep(_AGAIN_AFTER)
+    try:
+        return await giving_way(lambda: _install(connection, max_event), patience)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        who = await connection.fetchval(_WRITERS)
+        raise OperatorError(
+            f"gave up after {patience:.0f} s, so that no writer waits behind this; nothing is changed. In the way: {who or error}",
+            "tocsin install   # again when that transaction has ended, or end it: SELECT pg_terminate_backend(PID);",
+        ) from error
 
 
 async def _install(connection: asyncpg.Connection, max_event: int) -> bool:
     async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'; SELECT pg_advisory_xact_lock({_LOCK})")
+        await connection.execute(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT}; SELECT pg_advisory_xact_lock({_LOCK})")
         user = await connection.fetchval("SELECT quote_ident(current_user)")
         database = await connection.fetchval("SELECT quote_ident(current_database())")
         await _check_encoding(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -10,10 +11,12 @@ from typing import Final, Literal
 import asyncpg
 
 from tocsin.errors import OperatorError
+from tocsin_listener.giving_way import HOLDERS, LOCK_TIMEOUT, giving_way
 from tocsin_listener.install import require_installed
 
 OPS: Final = ("insert", "update", "delete", "truncate")
-LOCK_TIMEOUT: Final = "5s"
+PATIENCE: Final = 5.0
+"""Seconds for locks that others hold. Meanwhile no writer waits longer than giving_way says."""
 MOST_ROUTES: Final = 8
 
 Old = Literal["changed", "full", "none"]
@@ -44,7 +47,7 @@ async def watch(
     old: Old = "changed",
     when: str | None = None,
     exact_numbers: bool = False,
-    lock_timeout: str = LOCK_TIMEOUT,
+    patience: float = PATIENCE,
 ) -> list[Watched]:
     """Watch tables, or change how they are watched; what is in force then.
 
@@ -57,34 +60,54 @@ async def watch(
         raise OperatorError(f"--route: {len(route)} columns are too many for a subject; at most {MOST_ROUTES} are allowed", "name fewer")
     if not tables:
         raise OperatorError("no table is named", "tocsin watch TABLE…")
+    how: list[object] = [list(ops), list(columns) if columns else None, list(route), old, when, exact_numbers]
     async with connection.transaction():
-        await connection.execute("SELECT set_config('lock_timeout', $1, true), set_config('client_min_messages', 'warning', true)", lock_timeout)
-        relations = []
-        for name in tables:
-            relations.append(await find_table(connection, name))
-            await _check_columns(connection, relations[-1], [*(columns or ()), *route])
-            await _watch_one(connection, relations[-1], [list(ops), list(columns) if columns else None, list(route), old, when, exact_numbers])
-    found = await _watched(connection, relations)
-    return [found[relation] for relation in relations]
-
-
-async def unwatch(connection: asyncpg.Connection, tables: Sequence[str]) -> list[str]:
-    """Stop watching tables; their names as SQL. Raises OperatorError where one is not watched."""
-    await require_installed(connection)
-    names = []
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'; SET LOCAL client_min_messages = warning")
+        await _be_patient(connection, patience)
+        watches = {}
         for name in tables:
             relation = await find_table(connection, name)
-            shown = await _shown(connection, relation)
-            try:
-                found = await connection.fetchval("SELECT tocsin.unwatch($1::oid::regclass)", relation)
-            except asyncpg.LockNotAvailableError as error:
-                raise _busy(shown) from error
-            if not found:
+            await _check_columns(connection, relation, [*(columns or ()), *route])
+            watches[relation] = await _describe(connection, relation, how, patience)
+        await _one_by_one(connection, "watch", {relation: f"SELECT tocsin.set_triggers({number})" for relation, number in watches.items()}, patience)
+    found = await _watched(connection, list(watches))
+    return [found[relation] for relation in watches]
+
+
+async def unwatch(connection: asyncpg.Connection, tables: Sequence[str], *, patience: float = PATIENCE) -> list[str]:
+    """Stop watching tables; their names as SQL. Raises OperatorError where one is not watched."""
+    await require_installed(connection)
+    async with connection.transaction():
+        await _be_patient(connection, patience)
+        relations = list(dict.fromkeys([await find_table(connection, name) for name in tables]))
+        names = [await _shown(connection, relation) for relation in relations]
+        known = await _watched(connection, relations)
+        for relation, shown in zip(relations, names, strict=True):
+            if relation not in known:
                 raise OperatorError(f"{shown} is not watched", "tocsin watched lists what is")
-            names.append(shown)
+        await _one_by_one(connection, "unwatch", {relation: f"SELECT tocsin.unwatch({relation}::oid::regclass)" for relation in relations}, patience)
     return names
+
+
+async def _be_patient(connection: asyncpg.Connection, patience: float) -> None:
+    await connection.execute(f"SET LOCAL lock_timeout = {int(patience * 1000)}; SET LOCAL client_min_messages = warning")
+
+
+async def _one_by_one(connection: asyncpg.Connection, verb: str, statements: dict[int, str], patience: float) -> None:
+    """Each relation's statement, all or none; writers of those that had theirs wait for the end of the transaction."""
+
+    async def attempt() -> None:
+        begun = time.monotonic()
+        async with connection.transaction():
+            for statement in statements.values():
+                # Who waits for the first table looks for a deadlock after 1 s, and would fail if we waited for it in that moment: so in the end
+                # only locks that are free are taken.
+                timeout = LOCK_TIMEOUT if time.monotonic() - begun < 0.5 else 1
+                await connection.execute(f"SET LOCAL lock_timeout = {timeout}; {statement}")
+
+    try:
+        await giving_way(attempt, patience)
+    except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+        raise await _busy(connection, list(statements), verb, patience) from error
 
 
 async def watched(connection: asyncpg.Connection) -> list[Watched]:
@@ -166,13 +189,15 @@ async def _check_columns(connection: asyncpg.Connection, relation: int, names: S
             raise OperatorError(f"{await _shown(connection, relation)} has no column {name}", fix)
 
 
-async def _watch_one(connection: asyncpg.Connection, relation: int, how: list[object]) -> None:
+async def _describe(connection: asyncpg.Connection, relation: int, how: list[object], patience: float) -> int:
+    """The watch's number; its functions are written, its triggers are not."""
     shown = await _shown(connection, relation)
     await _check_privileges(connection, relation, shown)
     try:
-        await connection.execute("SELECT tocsin.watch($1::oid::regclass, $2, $3, $4, $5, $6, $7)", relation, *how)
+        async with connection.transaction():
+            return int(await connection.fetchval("SELECT tocsin.describe_watch($1::oid::regclass, $2, $3, $4, $5, $6, $7)", relation, *how))
     except asyncpg.LockNotAvailableError as error:
-        raise _busy(shown) from error
+        raise await _busy(connection, [relation], "watch", patience) from error
     except (asyncpg.SyntaxOrAccessError, asyncpg.DataError) as error:
         if how[4] is None:
             raise
@@ -193,10 +218,13 @@ async def _check_privileges(connection: asyncpg.Connection, relation: int, shown
         raise OperatorError(f"the user {user} may not create triggers on {shown}", f"as its owner: GRANT TRIGGER ON {', '.join(missing)} TO {user}")
 
 
-def _busy(shown: str) -> OperatorError:
+async def _busy(connection: asyncpg.Connection, relations: list[int], verb: str, patience: float) -> OperatorError:
+    # A new trigger keeps writers away alone, to drop one everybody.
+    holders = await connection.fetchval(HOLDERS, relations, ["AccessShareLock", "RowShareLock"] if verb == "watch" else [])
     return OperatorError(
-        f"{shown} is locked by another transaction; gave up, so that no writer waits behind this",
-        "try again when that transaction has ended; it is among: SELECT pid, query, xact_start FROM pg_stat_activity WHERE state <> 'idle' ORDER BY xact_start",
+        f"locked by another transaction; gave up after {patience:.0f} s, so that no writer waits behind this; nothing is changed."
+        f" In the way: {holders or 'it has just ended'}",
+        f"tocsin {verb} TABLE…   # again when that transaction has ended, or end it: SELECT pg_terminate_backend(PID);",
     )
 
 

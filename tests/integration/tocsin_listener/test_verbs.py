@@ -105,7 +105,7 @@ async def test_a_locked_table_is_given_up_before_writers_queue(source: asyncpg.C
     async with other.transaction():
         await other.execute("INSERT INTO orders VALUES (1)")
         with pytest.raises(OperatorError, match="locked by another transaction"):
-            await watch(source, ["orders"], lock_timeout="100ms")
+            await watch(source, ["orders"], patience=0.1)
     await other.close()
     await watch(source, ["orders"])
 

@@ -146,8 +146,9 @@ BEGIN
     IF TG_EVENT = 'sql_drop' THEN
         relations := ARRAY(SELECT objid FROM pg_event_trigger_dropped_objects() WHERE classid = 'pg_class'::regclass);
     ELSIF TG_TAG = 'CREATE TRIGGER' THEN
-        relations := ARRAY(SELECT t.tgrelid FROM pg_event_trigger_ddl_commands() AS d JOIN pg_trigger AS t ON d.classid = 'pg_trigger'::regclass AND t.oid = d.objid
-                           JOIN pg_proc AS p ON p.oid = t.tgfoid WHERE p.pronamespace <> 'tocsin'::regnamespace);
+        relations := ARRAY(SELECT t.tgrelid FROM pg_event_trigger_ddl_commands() AS d, LATERAL (SELECT * FROM pg_trigger WHERE oid = d.objid OFFSET 0) AS t,
+                           LATERAL (SELECT * FROM pg_proc WHERE oid = t.tgfoid OFFSET 0) AS p
+                           WHERE d.classid = 'pg_trigger'::regclass AND p.pronamespace <> 'tocsin'::regnamespace);
     ELSIF TG_TAG IN ('ALTER TABLE', 'CREATE TABLE') THEN
         relations := ARRAY(SELECT objid FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass);
         -- A foreign key gives the table that it refers to triggers.

@@ -13,33 +13,40 @@ EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR featur
     RETURN SQLERRM;
 END $$;
 
--- Create the functions and triggers of a watch as its row in tocsin.watched says; those of operations left out are dropped.
--- What stands in the way of capturing everything, for people to read. Its many small queries are not planned again for each table.
-DROP FUNCTION IF EXISTS tocsin.build(integer);
-CREATE FUNCTION tocsin.build(watch integer) RETURNS text[]
+-- The functions of a watch, as its row in tocsin.watched says; what stands in the way of capturing everything, for people to read. No writer waits
+-- for it. Its many small queries are not planned again for each table.
+CREATE OR REPLACE FUNCTION tocsin.write_functions(watch integer) RETURNS text[]
 LANGUAGE plpgsql SET search_path = pg_catalog SET plan_cache_mode = force_generic_plan AS $build$
 DECLARE
     w tocsin.watched;
     op text;
-    member oid;
     trouble text;
-    troubles text[] := '{}';
 BEGIN
-    UPDATE tocsin.watched AS u SET nests = tocsin.may_nest(u.relation), risky = tocsin.is_risky(u), shape = ARRAY(SELECT tocsin.shape(u.relation))
+    UPDATE tocsin.watched AS u
+    SET nests = tocsin.may_nest(u.relation), risky = tocsin.is_risky(u), shape = ARRAY(SELECT tocsin.shape(u.relation)), form = tocsin.form(u.relation)
     WHERE u.id = watch RETURNING u.* INTO STRICT w;
     trouble := tocsin.trouble(w);
-    IF trouble IS NOT NULL THEN
-        troubles := troubles || format('only keys are told, since the condition can''t be judged: %s', trouble);
-    END IF;
     PERFORM tocsin.build_numbering(w);
-    FOREACH op IN ARRAY '{insert,update,delete,truncate}'::text[] LOOP
-        IF op <> ALL (w.ops) THEN
-            EXECUTE format('DROP FUNCTION IF EXISTS tocsin.%s_%s() CASCADE', op, w.id);
-            CONTINUE;
-        END IF;
+    FOREACH op IN ARRAY w.ops LOOP
         EXECUTE format($q$CREATE OR REPLACE FUNCTION tocsin.%s_%s() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
             %s AS %L$q$, op, w.id, tocsin.config_source(w, op, trouble IS NOT NULL), tocsin.body(w, op, trouble IS NOT NULL));
         EXECUTE format('REVOKE ALL ON FUNCTION tocsin.%s_%s() FROM PUBLIC', op, w.id);
+    END LOOP;
+    RETURN ARRAY(SELECT format('only keys are told, since the condition can''t be judged: %s', trouble) WHERE trouble IS NOT NULL);
+END $build$;
+
+-- The triggers of a watch whose functions are written; those of operations left out go. Writers of a table that gets or loses one wait for the
+-- end of the transaction.
+CREATE OR REPLACE FUNCTION tocsin.set_triggers(watch integer) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    w tocsin.watched := (SELECT u FROM tocsin.watched AS u WHERE u.id = watch);
+    op text;
+    member oid;
+    troubles text[] := '{}';
+BEGIN
+    FOR op IN SELECT unnest('{insert,update,delete,truncate}'::text[]) EXCEPT SELECT unnest(w.ops) LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS tocsin.%s_%s() CASCADE', op, w.id);
     END LOOP;
     FOR member IN SELECT * FROM tocsin.family(w.relation) LOOP
         troubles := troubles || tocsin.attach(w, member);
@@ -55,9 +62,14 @@ BEGIN
                     AND t.tgrelid NOT IN (SELECT f FROM tocsin.family(w.relation) AS f) LOOP
         troubles := troubles || tocsin.detach(w, member);
     END LOOP;
-    UPDATE tocsin.watched SET form = tocsin.form(relation) WHERE id = watch;
     RETURN troubles;
-END $build$;
+END $$;
+
+DROP FUNCTION IF EXISTS tocsin.build(integer);
+CREATE FUNCTION tocsin.build(watch integer) RETURNS text[]
+LANGUAGE sql SET search_path = pg_catalog AS $$
+SELECT tocsin.write_functions(watch) || tocsin.set_triggers(watch)
+$$;
 
 -- The triggers of one table, those that are missing alone: to create one waits for the table's writers.
 CREATE OR REPLACE FUNCTION tocsin.attach(w tocsin.watched, member regclass) RETURNS text[]
@@ -104,10 +116,9 @@ EXCEPTION WHEN insufficient_privilege THEN
     RETURN ARRAY[format('%s left and still rings as before: its owner may drop its triggers tocsin_%s_*', member, w.id)];
 END $$;
 
--- Watch a table, or change how it is watched; its number in tocsin.watched. Needs the privilege TRIGGER on the table.
-CREATE OR REPLACE FUNCTION tocsin.watch(
-    relation regclass, ops text[] DEFAULT '{insert,update,delete,truncate}', columns text[] DEFAULT NULL, route text[] DEFAULT '{}',
-    old text DEFAULT 'changed', condition text DEFAULT NULL, exact_numbers boolean DEFAULT false
+-- Watch a table, or change how it is watched, but for its triggers: its number in tocsin.watched.
+CREATE OR REPLACE FUNCTION tocsin.describe_watch(
+    relation regclass, ops text[], columns text[], route text[], old text, condition text, exact_numbers boolean
 ) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 #variable_conflict use_column
@@ -116,18 +127,31 @@ DECLARE
 BEGIN
     -- In the order in which DDL takes them: the table, then its row in tocsin.watched. It keeps no writer waiting.
     IF EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'tocsin_ddl') THEN
-        EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', watch.relation);
+        EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', describe_watch.relation);
     END IF;
-    IF watch.condition IS NOT NULL THEN
+    IF describe_watch.condition IS NOT NULL THEN
         -- Wrong names and types fail here, not in a writer's transaction.
-        EXECUTE format('SELECT FROM %s WHERE (%s) LIMIT 0', watch.relation, watch.condition);
+        EXECUTE format('SELECT FROM %s WHERE (%s) LIMIT 0', describe_watch.relation, describe_watch.condition);
     END IF;
     INSERT INTO tocsin.watched AS w (relation, ops, columns, route, old, condition, exact_numbers)
-    VALUES (watch.relation, watch.ops, watch.columns, watch.route, watch.old, watch.condition, watch.exact_numbers)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (relation) DO UPDATE SET ops = excluded.ops, columns = excluded.columns, route = excluded.route, old = excluded.old,
         condition = excluded.condition, exact_numbers = excluded.exact_numbers
     RETURNING w.id INTO number;
-    PERFORM tocsin.build(number);
+    PERFORM tocsin.write_functions(number);
+    RETURN number;
+END $$;
+
+-- Watch a table, or change how it is watched; its number in tocsin.watched. Needs the privilege TRIGGER on the table.
+CREATE OR REPLACE FUNCTION tocsin.watch(
+    relation regclass, ops text[] DEFAULT '{insert,update,delete,truncate}', columns text[] DEFAULT NULL, route text[] DEFAULT '{}',
+    old text DEFAULT 'changed', condition text DEFAULT NULL, exact_numbers boolean DEFAULT false
+) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    number integer := tocsin.describe_watch(relation, ops, columns, route, old, condition, exact_numbers);
+BEGIN
+    PERFORM tocsin.set_triggers(number);
     RETURN number;
 END $$;
 
