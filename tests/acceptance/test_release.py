@@ -29,7 +29,7 @@ def clone(tmp_path: Path) -> Path:
     """A clone of what is committed, with the working tree's release files, committed too."""
     folder = tmp_path / "clone"
     git(ROOT, "clone", "--quiet", "--no-tags", str(ROOT), str(folder))
-    for name in (".ci/release", "Makefile", "pyproject.toml", "requirements/release.lock"):
+    for name in (".ci/release", ".ci/check", "Makefile", "pyproject.toml", "requirements/release.lock"):
         shutil.copy(ROOT / name, folder / name)
     # `make release` runs this test in a tree whose version has its section already.
     changes = folder / "CHANGELOG.md"
@@ -89,6 +89,20 @@ def test_it_tags_nothing_when_a_check_fails(clone: Path) -> None:
     code, said = release(clone, CHECK="no-such-check", NO_AUDIT="1")
     assert code != 0
     assert "No rule to make target 'no-such-check'" in said
+    assert TAG not in git(clone, "tag")
+
+
+def test_what_failed_beside_others_is_tried_once_more_alone_and_what_fails_twice_tags_nothing(clone: Path) -> None:
+    with_section(clone)
+    (clone / "Makefile").write_text(
+        "release:\n\t@.ci/release\ncheck:\n\t@echo FAILED tests/test_it.py::test_a; false\nlint:\n\ntest:\n\t@echo alone: $(JOBS) $(ARGS); false\n"
+    )
+    commit(clone, "a check that fails")
+    code, said = release(clone, NO_AUDIT="1")
+    assert code != 0
+    assert "once more, alone: 1 tests that failed" in said
+    assert "alone: 0 --last-failed" in said
+    assert "NOT audited" not in said, "it has ended there"
     assert TAG not in git(clone, "tag")
 
 
