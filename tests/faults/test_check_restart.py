@@ -15,7 +15,9 @@ import pytest
 
 from tests.faults.test_check_faults import Pair, pair  # noqa: F401
 from tests.support import servers
+from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
+from tocsin_check.__main__ import serve
 
 ROWS = 24_000
 
@@ -41,6 +43,19 @@ async def checker(both: Pair, nats: str, **settings: str) -> AsyncIterator[tuple
         await child.wait()
 
 
+@contextlib.asynccontextmanager
+async def another(both: Pair, nats: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A checker within this process, at once and at full speed."""
+    settings = load_settings(database_url=both.source.url(), replica_url=both.replica.url(), nats_url=nats, check_port=free_port(), check_max_load=1.0)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group, httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.check_port}", timeout=10) as client:
+        group.create_task(serve(settings, stop))
+        try:
+            yield client
+        finally:
+            stop.set()
+
+
 async def until(condition: Callable[[], Awaitable[Any]], patience: float = 60) -> Any:
     async with asyncio.timeout(patience):
         while True:
@@ -57,11 +72,12 @@ async def noted(connection: asyncpg.Connection, what: str, least: int) -> dict[s
 
 
 async def filled(pair: Pair) -> None:  # noqa: F811
-    """ROWS rows, one drifted among the first, one among the last."""
+    """ROWS rows, one drifted among the first, one among the last, and no audit under way."""
     async with pair.on(pair.source) as source, pair.on(pair.replica) as replica:
         await source.execute(f"INSERT INTO t SELECT i, 'v' FROM generate_series(101, {ROWS}) i ON CONFLICT DO NOTHING")
         while await replica.fetchval("SELECT count(*) FROM t") < ROWS:
             await asyncio.sleep(0.05)
+        await replica.execute("DELETE FROM tocsin_check.unfinished WHERE what LIKE 'table %'")
         await replica.execute(f"UPDATE t SET v = 'v' WHERE v <> 'v'; UPDATE t SET v = 'drift' WHERE id IN (7, {ROWS - 7})")
 
 
@@ -98,7 +114,7 @@ async def ended(client: httpx.AsyncClient, started: str) -> None:
 async def test_a_full_audit_goes_on_after_kill_9_with_what_it_had_found(pair: Pair, nats_server: servers.Server) -> None:  # noqa: F811
     """What was proven is what it was when the first process began."""
     await filled(pair)
-    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (client, child):
+    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="4000") as (client, child):
 
         async def told() -> bool | None:
             report = (await client.get("/drift/public.t")).json()
@@ -106,7 +122,7 @@ async def test_a_full_audit_goes_on_after_kill_9_with_what_it_had_found(pair: Pa
 
         await until(told)
         started = await killed(pair, child)
-    async with checker(pair, nats_server.url) as (client, _), pair.on(pair.replica) as replica:
+    async with another(pair, nats_server.url) as client, pair.on(pair.replica) as replica:
         await ended(client, started)
 
         async def forgotten() -> bool | None:
@@ -120,7 +136,7 @@ async def test_a_full_audit_goes_on_after_kill_9_with_what_it_had_found(pair: Pa
 async def test_an_audit_that_was_asked_for_goes_on_after_kill_9_under_its_name(pair: Pair, nats_server: servers.Server) -> None:  # noqa: F811
     async with pair.on(pair.source) as source:
         await source.execute("DELETE FROM t WHERE id > 100")
-    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (client, child):
+    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="4000") as (client, child):
 
         async def ready() -> bool | None:
             return True if (await client.get("/readyz")).status_code == 200 else None
@@ -135,7 +151,7 @@ async def test_an_audit_that_was_asked_for_goes_on_after_kill_9_under_its_name(p
 
         await until(running)
         started = await killed(pair, child)
-    async with checker(pair, nats_server.url) as (client, _):
+    async with another(pair, nats_server.url) as client:
 
         async def done() -> dict[str, Any] | None:
             answer = await client.get(f"/audits/{asked}")
@@ -150,14 +166,14 @@ async def test_an_audit_that_was_asked_for_goes_on_after_kill_9_under_its_name(p
 async def test_nothing_goes_on_between_other_databases(pair: Pair, nats_server: servers.Server) -> None:  # noqa: F811
     """What was noted says that another source was read: as after a move of the source, or a backup of the replica that was restored."""
     await filled(pair)
-    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="6000") as (_, child):
+    async with checker(pair, nats_server.url, TOCSIN_CHECK_MAX_ROWS="4000") as (_, child):
         started = await killed(pair, child)
     async with pair.on(pair.replica) as replica:
         await replica.execute(
             "UPDATE tocsin_check.unfinished SET state = jsonb_set(state, '{shape}', to_jsonb(md5(state->>'shape'))) WHERE what = 'table public.t'"
         )
         await replica.execute("UPDATE t SET v = 'after' WHERE id = 9")
-    async with checker(pair, nats_server.url) as (client, _):
+    async with another(pair, nats_server.url) as client:
 
         async def proven() -> dict[str, Any] | None:
             report = (await client.get("/drift/public.t")).json()
