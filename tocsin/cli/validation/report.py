@@ -32,7 +32,10 @@ _FIXES: Final = {
 }
 
 _REFUSALS: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (asyncpg.InsufficientPrivilegeError, "grant this user that right, or give it a schema of its own: CREATE SCHEMA trial AUTHORIZATION USER; then tocsin validate --schema trial"),
+    (
+        asyncpg.InsufficientPrivilegeError,
+        "grant this user that right, or give it a schema of its own: CREATE SCHEMA trial AUTHORIZATION USER; then tocsin validate --schema trial",
+    ),
     (
         asyncpg.ReadOnlySQLTransactionError,
         "let this session write: the primary's address instead of a standby's, or ALTER ROLE name RESET default_transaction_read_only",
