@@ -30,6 +30,11 @@ SET row_security = off;
 SET jit = off;
 SET lock_timeout = '5s';
 """
+# A server's own limits for idle sessions would end ours while an audit rests, or waits for a marker within a transaction.
+_UNHURRIED: Final = """
+SET idle_session_timeout = 0;
+SET idle_in_transaction_session_timeout = '75s';
+"""
 # A reader takes part of one CPU only, never waits long, and can't write by accident.
 _READING: Final = """
 SET default_transaction_read_only = on;
@@ -69,7 +74,7 @@ async def open_repairer(url: str) -> asyncpg.Connection:
 async def _open(url: str, setting: str, application: str, settings: str, patience: float | None = None) -> asyncpg.Connection:
     connection = await postgres.connect(url, setting=setting, application=application, command_timeout=patience)
     try:
-        await connection.execute(settings)
+        await connection.execute(settings + _UNHURRIED)
     except BaseException:
         connection.terminate()
         raise

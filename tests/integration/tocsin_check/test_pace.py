@@ -102,6 +102,22 @@ async def test_the_sessions_can_t_write_and_wait_for_no_lock(setup: Setup, sourc
             assert await connection.fetchval("SHOW max_parallel_workers_per_gather") == "0"
 
 
+async def test_a_server_that_ends_idle_sessions_soon_does_not_end_an_audit_that_rests_or_waits(
+    setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
+) -> None:
+    await source.execute("CREATE TABLE t (id text PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 6000) i")
+    await setup("t")
+    await replica.execute("UPDATE t SET v = 'drift' WHERE id = '77'")
+    for connection in (source, replica):
+        database = await connection.fetchval("SELECT quote_ident(current_database())")
+        await connection.execute(f"ALTER DATABASE {database} SET idle_session_timeout = '200ms'")
+        await connection.execute(f"ALTER DATABASE {database} SET idle_in_transaction_session_timeout = '1ms'")
+    async with open_sides(source_url, replica_url) as sides:
+        [table] = [t for t in await Checker(source_url, replica_url).take_stock(sides) if isinstance(t, Comparable)]
+        outcome = await TableAudit(sides, table, pace=Pace(rows_per_second=10_000), patience=10).run()
+    assert (outcome.rows, [case.key for case in outcome.drifted]) == (6000, [("77",)])
+
+
 async def test_waiting_for_the_replica_while_drift_is_judged_is_no_time_of_the_source_and_earns_no_rest(
     setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str
 ) -> None:
