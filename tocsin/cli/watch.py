@@ -37,6 +37,11 @@ def command(
     console = Console(highlight=False, soft_wrap=True)
     for entry in with_source(database_url, work):
         console.print(f"watching {entry.relation}: {entry.subject}.<{' | '.join(entry.ops)}>{''.join(f'.<{column}>' for column in entry.route)}", markup=False)
+        if entry.heir_of:
+            console.print(
+                f"[yellow]warning:[/] {entry.relation} inherits from {entry.heir_of}: what is written through {entry.heir_of} is not told here.\n"
+                f"[green]fix:[/] tocsin watch {entry.heir_of}   # which tells it, in the columns that both have"
+            )
         if not entry.key:
             console.print(
                 f"[yellow]warning:[/] {entry.relation} has no primary key: its events have no key, so a client can't tell which row changed.\n"

@@ -35,6 +35,8 @@ class Watched:
     exact_numbers: bool
     key: list[str]
     subject: str
+    heir_of: str | None = None
+    """The table that it inherits from: what is written through that is not told here."""
 
 
 async def watch(
@@ -66,6 +68,7 @@ async def watch(
         watches = {}
         for name in tables:
             relation = await find_table(connection, name)
+            await _check_relatives(connection, relation)
             await _check_columns(connection, relation, [*(columns or ()), *route])
             watches[relation] = await _describe(connection, relation, how, patience)
         await _one_by_one(connection, "watch", {relation: f"SELECT tocsin.set_triggers({number})" for relation, number in watches.items()}, patience)
@@ -121,14 +124,16 @@ async def _watched(connection: asyncpg.Connection, relations: list[int] | None) 
     rows = await connection.fetch(
         """SELECT w.relation::oid AS oid, w.relation::text AS relation, w.ops, w.columns, w.route, w.old, w.condition, w.exact_numbers,
                   ARRAY(SELECT s.name::text FROM tocsin.shape(w.relation) AS s WHERE s.key_place IS NOT NULL ORDER BY s.key_place) AS key,
-                  tocsin.token(n.nspname) || '.' || tocsin.token(c.relname) AS subject
+                  tocsin.token(n.nspname) || '.' || tocsin.token(c.relname) AS subject, tocsin.root_of(w.relation)::text AS heir_of
            FROM tocsin.watched AS w JOIN pg_class AS c ON c.oid = w.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
            WHERE $1::oid[] IS NULL OR w.relation = ANY ($1)
            ORDER BY n.nspname, c.relname""",
         relations,
     )
     return {
-        r["oid"]: Watched(r["relation"], r["ops"], r["columns"], r["route"], r["old"], r["condition"], r["exact_numbers"], r["key"], f"change.{r['subject']}")
+        r["oid"]: Watched(
+            r["relation"], r["ops"], r["columns"], r["route"], r["old"], r["condition"], r["exact_numbers"], r["key"], f"change.{r['subject']}", r["heir_of"]
+        )
         for r in rows
     }
 
@@ -175,6 +180,26 @@ def _check_ops(ops: Sequence[str]) -> None:
     unknown = [op for op in ops if op not in OPS]
     if unknown or not ops:
         raise OperatorError(f"--ops: {', '.join(map(repr, unknown)) or 'nothing'} is not an operation", f"allowed are {', '.join(OPS)}, separated by commas")
+
+
+async def _check_relatives(connection: asyncpg.Connection, relation: int) -> None:
+    found = await connection.fetchrow(
+        """SELECT c.oid::regclass::text AS shown, c.relispartition AS is_partition, tocsin.root_of(c.oid)::text AS root,
+                  ARRAY(SELECT f::text FROM tocsin.far_below(c.oid) AS f) AS far,
+                  (SELECT string_agg(format('ALTER TABLE %s %s %s;', inhparent::regclass, CASE WHEN p.relispartition THEN 'DETACH PARTITION'
+                                            ELSE 'NO INHERIT' END, p.oid::regclass), ' ')
+                   FROM tocsin.far_below(c.oid) AS f JOIN pg_class AS p ON p.oid = f JOIN pg_inherits ON inhrelid = f) AS apart
+           FROM pg_class AS c WHERE c.oid = $1""",
+        relation,
+    )
+    assert found is not None, "the table was found before"
+    shown, root = found["shown"], found["root"]
+    if found["is_partition"]:
+        raise OperatorError(f"{shown} is a partition of {root}: what is written through {root} would not be told", f"tocsin watch {root}")
+    if found["far"]:
+        raise OperatorError(
+            f"{shown} has foreign tables below it ({', '.join(found['far'])}), to which PostgreSQL could not write through it any more", found["apart"]
+        )
 
 
 async def _check_columns(connection: asyncpg.Connection, relation: int, names: Sequence[str]) -> None:

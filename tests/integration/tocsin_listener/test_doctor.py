@@ -143,14 +143,25 @@ async def test_an_installer_without_superuser_is_no_fault(site: Site) -> None:
     assert sum("looks every second" in finding.text for finding in found) == 2
 
 
-async def test_triggers_silenced_by_a_setting_of_role_or_database(installed: asyncpg.Connection, source_url: str) -> None:
+@pytest.mark.parametrize(
+    ("scope", "whose"),
+    [("DATABASE {}", "for everybody"), ("ROLE ALL", "for everybody"), ("ROLE CURRENT_USER IN DATABASE {}", "for postgres"), ("SYSTEM", "for the whole server")],
+)
+async def test_triggers_silenced_by_a_setting(installed: asyncpg.Connection, source_url: str, scope: str, whose: str) -> None:
     name = await installed.fetchval("SELECT current_database()")
-    await installed.execute(f"ALTER DATABASE {name} SET session_replication_role = replica")
+    await installed.execute(f"ALTER {scope.format(name)} SET session_replication_role = replica")
+    await installed.execute("SELECT pg_reload_conf()")
     settings = load_settings(database_url=source_url)
-    found = [f for f in await wrong(source.examine(settings)) if "session_replication_role" in f.text]
-    assert any("for everybody" in f.text for f in found)
-    for fix in (str(f.fix) for f in found if "DATABASE" in str(f.fix)):
-        await installed.execute(fix)
+    async with asyncio.timeout(10):
+        while not (found := [f for f in await wrong(source.examine(settings)) if "session_replication_role" in f.text]):
+            await asyncio.sleep(0.1)
+    assert [whose in f.text for f in found] == [True]
+    # One by one, as psql sends what is pasted.
+    for statement in str(found[0].fix).partition("--")[0].strip().rstrip(";").split(";"):
+        await installed.execute(statement)
+    async with asyncio.timeout(10):
+        while any("session_replication_role" in f.text for f in await wrong(source.examine(settings))):
+            await asyncio.sleep(0.1)
     assert [f for f in await wrong(source.examine(settings)) if "session_replication_role" in f.text] == []
 
 

@@ -80,7 +80,7 @@ async def _watch(connection: asyncpg.Connection, watch: asyncpg.Record) -> Findi
     if watch["table"] is None:
         return bad(PART, f"a watched table is gone (it had the oid {watch['oid']})", f"SELECT tocsin.forget({watch['id']});")
     name = f"{watch['schema']}.{watch['table']}"
-    if (found := await triggers(connection, watch["oid"], watch["ops"], watch["id"], name)) is not None:
+    if (found := _bypassed(watch, name) or await triggers(connection, watch["oid"], watch["ops"], watch["id"], name)) is not None:
         return found
     if watch["trouble"] is not None:
         fix = f"tocsin watch {watch['shown']} --when …   # a condition on the columns that the table has now"
@@ -88,7 +88,22 @@ async def _watch(connection: asyncpg.Connection, watch: asyncpg.Record) -> Findi
     if watch["changed"]:
         return bad(PART, f"{name} has changed its shape since it was watched", "tocsin install   # it makes every watch's functions anew")
     keyless = "; it has no key, so a client can't tell which row changed" if watch["keyless"] else ""
-    return good(PART, f"{name} is watched: {', '.join(watch['ops'])}{keyless}")
+    heir = f"; what is written through {watch['root']}, which it inherits from, is not told here" if watch["root"] else ""
+    return good(PART, f"{name} is watched: {', '.join(watch['ops'])}{keyless}{heir}")
+
+
+def _bypassed(watch: asyncpg.Record, name: str) -> Finding | None:
+    """What writes the table without a statement on it that fires its triggers."""
+    shown, root = watch["shown"], watch["root"]
+    if watch["far"]:
+        fix = f"detach them (ALTER TABLE … DETACH PARTITION, or NO INHERIT): {watch['far']}"
+        return bad(PART, f"{name}: what is written through it is not told while foreign tables are below it, to which PostgreSQL could not write then", fix)
+    if watch["is_partition"]:
+        return bad(PART, f"{name} is a partition of {root}: what is written through {root} is not told", f"tocsin unwatch {shown}; tocsin watch {root}")
+    if watch["subscriptions"]:
+        fix = f"watch it where it is written first: tocsin watch {shown}, with the database that publishes it as TOCSIN_DATABASE_URL"
+        return bad(PART, f"{name} is written by a subscription ({watch['subscriptions']}), for which PostgreSQL fires no such triggers: that is not told", fix)
+    return None
 
 
 async def triggers(connection: asyncpg.Connection, oid: int, ops: list[str], watch: int, name: str) -> Finding | None:

@@ -5,7 +5,10 @@
 SELECT w.id, w.relation::oid AS oid, n.nspname AS schema, c.relname AS "table", w.relation::text AS shown, w.ops, w.condition,
        CASE WHEN c.oid IS NOT NULL THEN tocsin.trouble(w) END AS trouble,
        c.oid IS NOT NULL AND tocsin.form(w.relation) IS DISTINCT FROM w.form AS changed,
-       NOT EXISTS (SELECT FROM tocsin.shape(w.relation) AS s WHERE s.key_place IS NOT NULL) AS keyless
+       NOT EXISTS (SELECT FROM tocsin.shape(w.relation) AS s WHERE s.key_place IS NOT NULL) AS keyless,
+       c.relispartition AS is_partition, tocsin.root_of(w.relation)::text AS root, (SELECT string_agg(f::text, ', ') FROM tocsin.far_below(w.relation) AS f) AS far,
+       (SELECT string_agg(DISTINCT quote_ident(s.subname), ', ') FROM pg_subscription_rel AS r JOIN pg_subscription AS s ON s.oid = r.srsubid
+        WHERE r.srrelid IN (SELECT f::oid FROM tocsin.family(w.relation) AS f)) AS subscriptions
 FROM tocsin.watched AS w
 LEFT JOIN pg_class AS c ON c.oid = w.relation::oid
 LEFT JOIN pg_namespace AS n ON n.oid = c.relnamespace

@@ -87,14 +87,15 @@ async def _server(connection: asyncpg.Connection) -> AsyncIterator[Finding]:
         yield bad(PART, "max_slot_wal_keep_size is unlimited: a replica that stays away fills this server's disk", fix)
     else:
         yield good(PART, f"max_slot_wal_keep_size is {server['kept']}: a replica that stays away can't fill the disk")
-    if server["role"] == "replica":
+    silent_roles = await connection.fetch(_SQL["silent_roles"])
+    if server["role"] == "replica" and not silent_roles:
         yield bad(
             PART,
-            "session_replication_role is 'replica' for this user: its writes are not captured",
-            f'ALTER ROLE "{server["user"]}" RESET session_replication_role;',
+            "session_replication_role is 'replica' for the whole server: what is written is not captured",
+            "ALTER SYSTEM RESET session_replication_role; SELECT pg_reload_conf();   -- or take it out of postgresql.conf",
         )
-    for role in await connection.fetch(_SQL["silent_roles"]):
-        scope = f"ALTER ROLE {role['role'] or 'ALL'} IN DATABASE {role['database']}" if role["database"] else f"ALTER ROLE {role['role']}"
+    for role in silent_roles:
+        scope = f"ALTER ROLE {role['role'] or 'ALL'}" + (f" IN DATABASE {role['database']}" if role["database"] else "")
         yield bad(
             PART,
             f"session_replication_role is 'replica' by default for {role['role'] or 'everybody'}: such writes are not captured",

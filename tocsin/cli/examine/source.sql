@@ -2,7 +2,7 @@
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
        current_setting('wal_level') AS wal_level, current_setting('max_slot_wal_keep_size') AS kept,
        pg_is_in_recovery() AS in_recovery, current_setting('max_prepared_transactions')::int AS prepared,
-       current_setting('session_replication_role') AS role, current_database() AS database, current_user AS "user"
+       current_setting('session_replication_role') AS role
 
 -- name: bell
 -- Behind a pooler that hands out another session for each transaction, a lock of the session is not held by the next one.

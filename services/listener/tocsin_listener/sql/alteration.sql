@@ -20,6 +20,7 @@ SELECT jsonb_build_object(
                    'rows', (SELECT count(*) FROM pg_attribute WHERE attrelid = f AND attname ~ '^row_*$' AND NOT attisdropped)) ORDER BY f::oid), '[]')
         FROM tocsin.family(c.oid) AS f JOIN pg_class AS m ON m.oid = f WHERE f <> c.oid))
     || CASE WHEN tocsin.may_nest(c.oid) THEN '{"nests": true}'::jsonb ELSE '{}' END
+    || CASE WHEN EXISTS (SELECT tocsin.far_below(c.oid)) THEN '{"far": true}'::jsonb ELSE '{}' END
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = relation
 $$;
 
@@ -149,7 +150,7 @@ BEGIN
         relations := ARRAY(SELECT t.tgrelid FROM pg_event_trigger_ddl_commands() AS d, LATERAL (SELECT * FROM pg_trigger WHERE oid = d.objid OFFSET 0) AS t,
                            LATERAL (SELECT * FROM pg_proc WHERE oid = t.tgfoid OFFSET 0) AS p
                            WHERE d.classid = 'pg_trigger'::regclass AND p.pronamespace <> 'tocsin'::regnamespace);
-    ELSIF TG_TAG IN ('ALTER TABLE', 'CREATE TABLE') THEN
+    ELSIF TG_TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE') THEN
         relations := ARRAY(SELECT objid FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass);
         -- A foreign key gives the table that it refers to triggers.
         relations := relations || ARRAY(SELECT confrelid FROM pg_constraint WHERE conrelid = ANY (relations) AND contype = 'f');
@@ -185,9 +186,9 @@ DO $$
 BEGIN
     DROP EVENT TRIGGER IF EXISTS tocsin_ddl;
     DROP EVENT TRIGGER IF EXISTS tocsin_drop;
-    CREATE EVENT TRIGGER tocsin_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TRIGGER', 'ALTER SCHEMA', 'ALTER TYPE')
+    CREATE EVENT TRIGGER tocsin_ddl ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE FOREIGN TABLE', 'CREATE TRIGGER', 'ALTER SCHEMA', 'ALTER TYPE')
         EXECUTE FUNCTION tocsin.on_ddl();
-    CREATE EVENT TRIGGER tocsin_drop ON sql_drop WHEN TAG IN ('DROP TABLE', 'DROP SCHEMA', 'DROP TYPE', 'DROP DOMAIN', 'DROP OWNED', 'DROP EXTENSION') EXECUTE FUNCTION tocsin.on_ddl();
+    CREATE EVENT TRIGGER tocsin_drop ON sql_drop WHEN TAG IN ('DROP TABLE', 'DROP FOREIGN TABLE', 'DROP SCHEMA', 'DROP TYPE', 'DROP DOMAIN', 'DROP OWNED', 'DROP EXTENSION') EXECUTE FUNCTION tocsin.on_ddl();
 EXCEPTION WHEN insufficient_privilege THEN
     NULL;
 END $$;

@@ -57,6 +57,28 @@ WITH RECURSIVE tree (oid) AS (
 SELECT c.oid::regclass FROM pg_class AS c WHERE c.oid = ANY (ARRAY(SELECT oid FROM tree)) AND c.relkind IN ('r', 'p') ORDER BY c.oid <> relation, c.oid
 $$;
 
+-- The foreign tables below a table. Where a trigger would see the rows, PostgreSQL refuses to write to them through it.
+CREATE OR REPLACE FUNCTION tocsin.far_below(relation regclass) RETURNS SETOF regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+WITH RECURSIVE tree (oid) AS (
+    SELECT relation::oid
+    UNION
+    SELECT i.inhrelid FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.oid
+)
+SELECT oid::regclass FROM pg_class WHERE oid = ANY (ARRAY(SELECT oid FROM tree)) AND relkind = 'f' ORDER BY oid
+$$;
+
+-- What a table is a partition or an heir of, the last above it; NULL where it is neither. What is written through that is not the table's statement.
+CREATE OR REPLACE FUNCTION tocsin.root_of(relation regclass) RETURNS regclass
+LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
+WITH RECURSIVE up (oid, steps) AS (
+    SELECT inhparent, 1 FROM pg_inherits WHERE inhrelid = relation
+    UNION
+    SELECT i.inhparent, steps + 1 FROM up JOIN pg_inherits AS i ON i.inhrelid = up.oid
+)
+SELECT oid::regclass FROM up ORDER BY steps DESC, oid LIMIT 1
+$$;
+
 -- `row` is how the row's columns are reached, such as n or (n.r).
 CREATE OR REPLACE FUNCTION tocsin.value_source(c tocsin.shape_column, "row" text, relation regclass) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$

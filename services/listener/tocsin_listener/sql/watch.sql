@@ -78,6 +78,9 @@ DECLARE
     op text;
     there text[] := ARRAY(SELECT tgname || tgtype FROM pg_trigger WHERE tgrelid = member AND NOT tgisinternal);
 BEGIN
+    IF EXISTS (SELECT tocsin.far_below(member)) THEN
+        RETURN tocsin.detach(w, member) || format('what is written through %s is not told while a foreign table is below it', member);
+    END IF;
     IF w.nests THEN
         PERFORM tocsin.attach_numbering(w, member, there);
     END IF;
