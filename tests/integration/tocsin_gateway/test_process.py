@@ -86,7 +86,7 @@ async def test_health_metrics_documentation_and_the_service_protocol_answer(gate
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert {"/sse", "/healthz", "/readyz", "/metrics"} <= set(paths)
         sse, events = ({parameter["name"] for parameter in paths[path]["get"]["parameters"]} for path in ("/sse", "/events"))
-        assert sse == {"subject", "since", "where", "select", "ticket", "last-event-id"}
+        assert sse == {"subject", "since", "where", "select", "presence", "ticket", "last-event-id"}
         assert events == {"subject", "since", "where", "select", "limit"}
     async with peer(gateway) as one:
         await one.subscribe(stream.subject())
