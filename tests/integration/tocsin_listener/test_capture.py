@@ -70,6 +70,8 @@ HOSTILE = [
     "d",
     "x",
     "row",
+    "whole",
+    "whole_",
     "base",
     "tocsin new",
     'a"b',

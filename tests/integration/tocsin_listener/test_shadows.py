@@ -91,7 +91,7 @@ def unqualified(source: str) -> list[str]:
     code = re.sub(r"OPERATOR\(pg_catalog\.[^)]+\)|:=|#variable_conflict use_column", " ", code)
     code = re.sub(r'"(?:[^"]|"")*"', "quoted", code)
     code = re.sub(r"INSERT INTO tocsin\.journal \([a-z_, ]*\)", " ", code)
-    code = re.sub(r"\b[nox]\.\*|pg_catalog\.count\(\*\)", " ", code)
+    code = re.sub(r"\b(?:[nox]|whole)\.\*|pg_catalog\.count\(\*\)", " ", code)
     found = re.findall(r"(?<!:):(?!:)|[-+*/<>=~!@#%^&|`?]+", code)
     found += [m[1] for m in re.finditer(r"(?<![\w.])(\w+)\s*\(", code) if m[1].lower() not in GRAMMAR]
     found += [m[1] for m in re.finditer(r"::(\w+)(?!\w*\.)", code) if m[1] != "pg_catalog"]

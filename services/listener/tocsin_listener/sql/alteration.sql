@@ -17,7 +17,7 @@ SELECT jsonb_build_object(
     'members', (
         -- An heir's own columns matter only where they hide the alias of a whole row.
         SELECT coalesce(jsonb_agg(jsonb_build_object('oid', f::oid, 'partition', m.relispartition, 'name', f::text,
-                   'rows', (SELECT count(*) FROM pg_attribute WHERE attrelid = f AND attname ~ '^row_*$' AND NOT attisdropped)) ORDER BY f::oid), '[]')
+                   'rows', (SELECT count(*) FROM pg_attribute WHERE attrelid = f AND attname ~ '^whole_*$' AND NOT attisdropped)) ORDER BY f::oid), '[]')
         FROM tocsin.family(c.oid) AS f JOIN pg_class AS m ON m.oid = f WHERE f <> c.oid))
     || CASE WHEN tocsin.may_nest(c.oid) THEN '{"nests": true}'::jsonb ELSE '{}' END
     || CASE WHEN EXISTS (SELECT tocsin.far_below(c.oid)) THEN '{"far": true}'::jsonb ELSE '{}' END

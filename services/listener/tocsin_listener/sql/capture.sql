@@ -98,14 +98,13 @@ END $$;
 CREATE OR REPLACE FUNCTION tocsin.statement_source(w tocsin.watched, op text) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
-    every text := 'row';
+    every text := 'whole';
     pairs text;
 BEGIN
-    -- A name alone means the whole row only while no column has it.
-    WHILE EXISTS (SELECT FROM pg_attribute WHERE attrelid = ANY (ARRAY(SELECT tocsin.family(w.relation)::oid)) AND attname = every) LOOP
+    -- A name alone means the whole row only while no column has it, nor the place, which has one more underscore.
+    WHILE EXISTS (SELECT FROM pg_attribute WHERE attrelid = ANY (ARRAY(SELECT tocsin.family(w.relation)::oid)) AND attname IN (every, every || '_')) LOOP
         every := every || '_';
     END LOOP;
-    every := quote_ident(every);
     CASE op
     WHEN 'insert', 'delete' THEN
         RETURN tocsin.one_sided_source(w, op, every);
@@ -128,10 +127,8 @@ BEGIN
         END IF;
     END IF;$q$,
             tocsin.insert_source(w, op, '"tocsin new" AS n, "tocsin old" AS o, (SELECT WHERE NOT EXISTS (SELECT FROM "tocsin new" OFFSET 1)) AS alone', 'n', 'n.*', 'o', 'o.*'),
-            tocsin.insert_source(w, op, format(
-                '(SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n'
-                    ' JOIN (SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o ON o.i OPERATOR(pg_catalog.=) n.i',
-                every), '(n.r)', 'n.r', '(o.r)', 'o.r', 'n.i'));
+            tocsin.insert_source(w, op, format('%s JOIN %s ON o.%3$s OPERATOR(pg_catalog.=) n.%3$s', tocsin.placed_source('new', every), tocsin.placed_source('old', every), every || '_'),
+                                 'n', 'n.' || every, 'o', 'o.' || every, format('n.%s_', every)));
         -- But a row that leaves its partition, and that a BEFORE INSERT trigger of the other one refuses, is deleted, and is in the
         -- old table alone. Then no place says anything; what is told instead is what became of the table.
         IF (SELECT relkind = 'p' FROM pg_class WHERE oid = w.relation) THEN
@@ -144,16 +141,21 @@ BEGIN
     END CASE;
 END $$;
 
+-- The rows of a transition table with their columns, each whole, and its place. A column is never asked of the whole row: PostgreSQL counts the
+-- columns of such a record without those that were dropped, and takes the wrong one.
+CREATE OR REPLACE FUNCTION tocsin.placed_source("table" text, every text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog AS $$
+SELECT format('(SELECT pg_catalog.row_number() OVER () AS %1$s_, %1$s.*, %1$s AS %1$s FROM "tocsin %2$s" AS %1$s) AS %3$s', every, "table", left("table", 1))
+$$;
+
 -- Of INSERT and DELETE, whose rows are in one table; with the place of each only where the rows of one statement have several numbers.
 CREATE OR REPLACE FUNCTION tocsin.one_sided_source(w tocsin.watched, op text, every text) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog AS $$
 SELECT CASE WHEN w.nests THEN format(E'\n    IF "tocsin:numbers" IS NULL THEN%s\n    ELSE%s\n    END IF;', plain || ';', placed || ';') ELSE plain || ';' END
 FROM (SELECT CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, '"tocsin new" AS n', 'n', 'n.*', NULL, NULL)
                      ELSE tocsin.insert_source(w, op, '"tocsin old" AS o', NULL, NULL, 'o', 'o.*') END AS plain,
-             CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, format('(SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin new" AS %1$s) AS n', every),
-                                                             '(n.r)', 'n.r', NULL, NULL, 'n.i')
-                     ELSE tocsin.insert_source(w, op, format('(SELECT pg_catalog.row_number() OVER () AS i, %1$s AS r FROM "tocsin old" AS %1$s) AS o', every),
-                                               NULL, NULL, '(o.r)', 'o.r', 'o.i') END AS placed) AS sources
+             CASE op WHEN 'insert' THEN tocsin.insert_source(w, op, tocsin.placed_source('new', every), 'n', 'n.' || every, NULL, NULL, format('n.%s_', every))
+                     ELSE tocsin.insert_source(w, op, tocsin.placed_source('old', every), NULL, NULL, 'o', 'o.' || every, format('o.%s_', every)) END AS placed) AS sources
 $$;
 
 CREATE OR REPLACE FUNCTION tocsin.truncate_source(w tocsin.watched) RETURNS text
