@@ -43,7 +43,8 @@ def test_no_version_is_left_out() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", OLD)
 async def test_from_an_earlier_program_to_this_one_under_load_and_back_nothing_is_lost_or_repeated(tmp_path: Path, version: int) -> None:
-    old: dict[str, Any] = {"PYTHONPATH": unpacked(OLD[version], tmp_path)}
+    # Safe: else Python looks for modules in the folder that it runs in first, which is this program.
+    old: dict[str, Any] = {"PYTHONPATH": unpacked(OLD[version], tmp_path), "PYTHONSAFEPATH": "1"}
     async with pipeline() as running:
         source = await asyncpg.connect(running.source_url)
         await source.execute("CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL DEFAULT 0)")
