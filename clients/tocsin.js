@@ -45,7 +45,7 @@ const PERMANENT_CLOSES = { 4400: "bad-message", 4401: "unauthenticated", 4403: "
  * @typedef {object} Options
  * @property {string | URL} [url] the gateway's, http(s) or ws(s); default: where this module came from
  * @property {string} [since] now (default), start, an age such as 5m, a position, or snapshot: the table's rows, then every change after them
- * @property {Where} [where] which rows: {"customer": {"eq": 42}}; all conditions must hold, on the new row or the old one
+ * @property {Where} [where] which rows: {"customer_id": {"eq": 42}}; all conditions must hold, on the new row or the old one
  * @property {string[]} [select] the columns to send; default: all
  * @property {string | (() => string | Promise<string>)} [token] a JWT, or a function that gives a fresh one for each connection, and before it expires
  * @property {string} [keep] a name under which the position is kept, so that a reload or a restart goes on from it

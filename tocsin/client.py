@@ -161,7 +161,7 @@ def subscribe(
     `url` is the gateway's (http, https, ws or wss). `since` is now, start, an age such as 5m, or a position; the event at a
     position is not sent again. `token` is a JWT, or a function (or coroutine function) that gives a fresh one: it is called for each
     connection, and again before the token ends, on the living connection. `where` has conditions on columns, such as
-    {"customer": {"eq": 42}, "total": {"gte": Decimal("0.1")}}; a delivery's `effect` says then what it does to the rows that hold.
+    {"customer_id": {"eq": 42}, "total": {"gte": Decimal("0.1")}}; a delivery's `effect` says then what it does to the rows that hold.
     `select` names the columns that are sent. `on_state` is told of connecting, live and retrying, with the error that is the reason of the last.
     `options` go to websockets' `connect`, such as ssl or additional_headers.
 

@@ -17,6 +17,8 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"^\s*(?:\$ )?tocsin ([a-z]+)", re.MULTILINE)
 INLINE = re.compile(r"`tocsin ([a-z]+)")
 VARIABLE = re.compile(r"TOCSIN_[A-Z_]*[A-Z]")
+OPERATOR = r"(?:eq|ne|lt|lte|gt|gte|in|like|null)\b"
+CONDITION = re.compile(rf"""(?=--where '?(\w+)[=<>!~]|\b(\w+)"?: \{{ ?"?{OPERATOR}|%22(\w+)%22%3A%7B%22{OPERATOR})""")
 NOT_SETTINGS = {"TOCSIN_SHOP"}  # a stream
 
 
@@ -51,3 +53,13 @@ def test_the_readme_has_the_two_commands_and_a_first_subscription_of_each_kind()
     text = (ROOT / "README.md").read_text()
     for needed in ("make up", "make test", "curl -N", "client.js", "tocsin.client", "wscat", "websocat", "nats sub", "tocsin install", "tocsin replicate"):
         assert needed in text, needed
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/clients.md", "docs/subscriptions.md", "docs/security.md"])
+def test_every_condition_in_an_example_names_a_column_of_the_demo_s_orders(name: str) -> None:
+    """Else who copies it is answered `bad-where`."""
+    table = re.search(r"EXISTS orders \((.*?)^\);", (ROOT / "tocsin/stack/shop.sql").read_text(), re.DOTALL | re.MULTILINE)
+    assert table is not None
+    named = {column for columns in CONDITION.findall((ROOT / name).read_text()) for column in columns if column}
+    assert named, "no example"
+    assert named <= set(re.findall(r"^    (\w+) ", table[1], re.MULTILINE)), named

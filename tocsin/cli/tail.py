@@ -53,7 +53,7 @@ def command(  # noqa: PLR0917  # each is a flag
     subject: Annotated[str, typer.Argument(help="A subject; `*` is one token, a last `>` the rest.")],
     since: Annotated[str, typer.Option(help="Where to begin: now, start, snapshot (a table's rows first), an age such as 5m, or a position.")] = "now",
     where: Annotated[
-        list[str] | None, typer.Option(help="A condition such as customer=42, total>=9.5, status!=paid, note~%x%, paid=NULL, or JSON; repeat it.")
+        list[str] | None, typer.Option(help="A condition such as customer_id=42, total>=9.5, status!=paid, note~%x%, note=NULL, or JSON; repeat it.")
     ] = None,
     select: Annotated[str | None, typer.Option(help="Only these columns, with commas between.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line: subject, position, event.")] = False,
@@ -70,7 +70,7 @@ def command(  # noqa: PLR0917  # each is a flag
     """Show events as they happen; a lost gateway is waited for, and nothing of the time between is missed.
 
     Examples: `tocsin tail 'pg.>'` · `tocsin tail 'pg.shop.change.public.orders.*' --since 5m --json` ·
-    `tocsin tail 'pg.shop.change.public.orders.>' --since snapshot --where customer=42 --select id,status` ·
+    `tocsin tail 'pg.shop.change.public.orders.>' --since snapshot --where customer_id=42 --select id,status` ·
     `tocsin tail 'pg.shop.event.order.paid' --exec 'python3 send_invoice.py'`
     """
     from rich.console import Console
@@ -188,7 +188,7 @@ def conditions(given: Iterable[str]) -> dict[str, dict[str, Any]]:
             found = msgspec.json.decode(text, type=dict[str, dict[str, Any]]) if text.startswith("{") else _condition(text)
         except (msgspec.MsgspecError, ValueError):
             raise OperatorError(
-                f"--where {text!r} is no condition", '--where customer=42, or --where \'{"customer": {"in": [42, 43]}}\'', exit_code=2
+                f"--where {text!r} is no condition", '--where customer_id=42, or --where \'{"customer_id": {"in": [42, 43]}}\'', exit_code=2
             ) from None
         for column, tests in found.items():
             made.setdefault(column, {}).update(tests)

@@ -87,7 +87,7 @@ def create_app(gateway: Gateway, *, catalogue: Catalogue | None = None, routers:
         request: Request,
         subject: list[str] = Query([], description="Subject pattern; may be repeated", examples=[["pg.shop.change.public.orders.*"]]),  # noqa: ARG001, B008
         since: str = Query("now", description="now, start, snapshot, an age such as 5m, or a position"),  # noqa: ARG001
-        where: str | None = Query(None, description='Conditions as JSON, such as {"customer": {"eq": 42}}'),  # noqa: ARG001
+        where: str | None = Query(None, description='Conditions as JSON, such as {"customer_id": {"eq": 42}}'),  # noqa: ARG001
         select: list[str] = Query([], description="Columns, with commas between"),  # noqa: ARG001, B008
         presence: str | None = Query(None, description="true: be announced, and be told who else is there"),  # noqa: ARG001
         ticket: str | None = Query(None, description="Of POST /tickets, once, where no Authorization can be sent"),  # noqa: ARG001

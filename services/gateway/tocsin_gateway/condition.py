@@ -68,7 +68,7 @@ class Where:
 def parse_where(given: object) -> Where | None:
     """The conditions of a JSON object whose numbers are int or Decimal; None where there are none. Raises ConditionError."""
     if not isinstance(given, Mapping):
-        raise ConditionError(f'where is {_shown(given)}; an object is allowed: column → conditions, such as {{"customer": {{"eq": 42}}}}')
+        raise ConditionError(f'where is {_shown(given)}; an object is allowed: column → conditions, such as {{"customer_id": {{"eq": 42}}}}')
     if len(given) > MAX_COLUMNS:
         raise ConditionError(f"where names {len(given)} columns; at most {MAX_COLUMNS} are allowed")
     for column, tests in given.items():

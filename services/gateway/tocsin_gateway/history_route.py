@@ -25,7 +25,7 @@ def history_route(gateway: Gateway) -> APIRouter:
         subject: str = Query("", description="Subject pattern", examples=["pg.shop.change.public.orders.*"]),
         since: str = Query("start", description="start, an age such as 5m, or a position"),
         limit: str = Query("100", description=f"Events at most, 1 to {HISTORY_LIMIT}"),
-        where: str | None = Query(None, description='Conditions as JSON, such as {"customer": {"eq": 42}}'),
+        where: str | None = Query(None, description='Conditions as JSON, such as {"customer_id": {"eq": 42}}'),
         select: list[str] = Query([], description="Columns, with commas between"),  # noqa: B008
     ) -> Response:
         headers = gateway.cross_origin(request.headers)

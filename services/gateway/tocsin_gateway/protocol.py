@@ -150,7 +150,7 @@ def _from_json(name: Literal["where", "select"], text: str, kind: Any, id: str) 
     try:
         return msgspec.json.Decoder(kind, float_hook=Decimal).decode(text)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError) as error:
-        example = {"where": '{"customer": {"eq": 42}}', "select": '["id", "status"]'}[name]
+        example = {"where": '{"customer_id": {"eq": 42}}', "select": '["id", "status"]'}[name]
         code: Code = "bad-where" if name == "where" else "bad-message"
         raise ProtocolError(code, f"{name} is not JSON such as {example}: {error}", id) from None
 
