@@ -27,8 +27,9 @@ class Plan:
     rewind: bool = False
 
 
-def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: StreamState, last: Stored | None) -> Plan:
-    """`identity` is stored, `present` has the present system, timeline and settings; `last` is the stream's last message, if it is there.
+def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: StreamState, last: Stored | None, begun: int = 0) -> Plan:
+    """`identity` is stored, `present` has the present system, timeline and settings; `last` is the stream's last message, if it is there, and
+    `begun` how many messages of the cursor's batch the stream has, as stream.begun counts them.
 
     A new epoch wherever positions given out before may no longer mean what they meant, a new incarnation wherever sequences of the
     journal may be given a second time.
@@ -39,8 +40,8 @@ def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: St
         return Plan(known, Cursor(BEGINNING, None, end), 0, FIRST)
     if identity.system is not None and (identity.system, identity.timeline) != (present.system, present.timeline):
         same = identity.system == present.system and _continues(identity, known, cursor, state, last)
-        going_on = cursor if same else Cursor(cursor.reached, None, end)
-        return Plan(reborn(known), going_on, end - going_on.stream_sequence, "the source is another server, or another timeline of it")
+        reason = "the source is another server, or another timeline of it"
+        return Plan(reborn(known), cursor, end - cursor.stream_sequence, reason) if same else _set_back(known, cursor, end, begun, reason)
     other = _other_stream(identity, known)
     if other is not None:
         return Plan(known, Cursor(BEGINNING, None, end), 0, other)
@@ -48,15 +49,25 @@ def plan(identity: Identity, present: Identity, cursor: Cursor | None, state: St
         return Plan(known, cursor, 0, f"the stream ends at {end}, though it had acknowledged {cursor.stream_sequence}", rewind=True)
     stranger = _stranger(identity, cursor, state, last)
     if stranger is not None:
-        return Plan(reborn(known), Cursor(cursor.reached, None, end), 0, stranger)
+        return _set_back(known, cursor, end, begun, stranger)
     return Plan(known, cursor, end - cursor.stream_sequence, None)
+
+
+def _set_back(known: Identity, cursor: Cursor, end: int, begun: int, reason: str) -> Plan:
+    """The stream goes on behind the cursor's batch by what this database does not know of: the rest of that batch, if any, comes after it.
+
+    What S' sees was committed before the row that holds S': all of the batch is in the database that has the cursor, and what of it was sent is the same.
+    """
+    if not begun:
+        return Plan(reborn(known), Cursor(cursor.reached, None, end), 0, reason)
+    return Plan(reborn(known), Cursor(cursor.reached, cursor.intended, end - begun), begun, reason)
 
 
 def _continues(identity: Identity, present: Identity, cursor: Cursor, state: StreamState, last: Stored | None) -> bool:
     """After a failover: whether the stream ends in the batch of the cursor that the new primary has.
 
-    Then all of the batch is there too: what S' sees was committed, and so in the WAL, before the row that holds S'. Where the standby
-    was behind, the stream has later batches, and the journal's rows may get other sequences or be gone: that is no continuation.
+    Then all of the batch is there too, as in _set_back. Where the standby was behind, the stream has later batches, and the journal's rows may
+    get other sequences or be gone: that is no continuation.
     """
     same = _other_stream(identity, present) is None and state.last_sequence >= cursor.stream_sequence
     return same and _stranger(identity, cursor, state, last) is None

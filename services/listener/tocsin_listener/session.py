@@ -196,7 +196,8 @@ class Listener:
         elif identity.stream != config.stream or identity.epoch != state.epoch:
             await stream.check_free(client, state, wanted, known=identity.stream == config.stream)
         last = await stream.stored(client, state.name, state.last_sequence) if state.last_sequence else None
-        decided = plan(identity, present, await progress.cursor(), state, last)
+        cursor = await progress.cursor()
+        decided = plan(identity, present, cursor, state, last, await stream.begun(client, state, cursor, identity.epoch) if cursor is not None else 0)
         if decided.rewind:
             decided = await _rewound(decided, progress, state)
         if decided.new_epoch is None:

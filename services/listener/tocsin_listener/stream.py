@@ -14,6 +14,7 @@ from tocsin.errors import OperatorError
 from tocsin.event import BATCH, EPOCH, EPOCH_METADATA, SNAPSHOTS
 from tocsin.instances import instances
 from tocsin.subject import stream_subjects
+from tocsin_listener.progress import Cursor
 
 SUBJECTS_OVERLAP: Final = 10065
 MAX_DUPLICATES: Final = timedelta(minutes=2)
@@ -123,3 +124,22 @@ async def stored(client: Client, name: str, sequence: int) -> Stored | None:
         snapshots = headers[SNAPSHOTS].split(";") if SNAPSHOTS in headers else None
         return Stored(headers[EPOCH], first, index, (snapshots[0], snapshots[1]) if snapshots else None)
     return STRANGE
+
+
+async def begun(client: Client, state: StreamState, cursor: Cursor, epoch: str | None) -> int:
+    """How many messages of the batch under way at the cursor the stream has, written in that epoch; 0 where the first is gone or another's.
+
+    Raises Unavailable, JetStreamError. They stand one after the other, so that they are counted by halving what is left.
+    """
+    high = state.last_sequence - cursor.stream_sequence
+    first = await stored(client, state.name, cursor.stream_sequence + 1) if cursor.intended is not None and high > 0 else None
+    if first is None or (first.epoch, first.index, first.snapshots) != (epoch, 0, (cursor.reached, cursor.intended)):
+        return 0
+    low = 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if await stored(client, state.name, cursor.stream_sequence + middle) == Stored(first.epoch, first.first, middle - 1, None):
+            low = middle
+        else:
+            high = middle - 1
+    return low

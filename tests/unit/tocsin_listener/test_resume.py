@@ -84,6 +84,14 @@ def test_a_failover_to_a_standby_that_was_behind_begins_from_its_cursor(end: int
     assert decided.identity.incarnation != "inc"
 
 
+@pytest.mark.parametrize("present", [PRESENT, replace(PRESENT, timeline="2")], ids=["restored", "failed over"])
+def test_a_database_set_back_knows_what_the_stream_has_of_its_batch(present: Identity) -> None:
+    """The stream went on behind it. What of the batch was sent does not come again; the rest, if any, stands at the stream's end."""
+    decided = plan(IDENTITY, present, UNDER_WAY, stream(120), Stored("e1", 60, 2, None), 7)
+    assert (decided.cursor, decided.published, decided.new_epoch is not None) == (Cursor("5:5:", "9:9:", 113), 7, True)
+    assert decided.identity.incarnation != "inc"
+
+
 def test_the_first_start_begins_at_the_journals_begin() -> None:
     decided = plan(replace(IDENTITY, epoch=None, system=None, timeline=None, stream=None), PRESENT, None, stream(7), None)
     assert (decided.cursor, decided.new_epoch is not None) == (Cursor(BEGINNING, None, 7), True)
