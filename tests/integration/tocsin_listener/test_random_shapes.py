@@ -1,0 +1,253 @@
+"""Tables of random columns that change their shape while they are written: the events, applied one after the other, are always the table.
+
+What test_nesting.py is for the order inside a statement, this is for what the rows consist of: types, names, dropped, added, renamed and retyped
+columns, keys of several columns, partitions and heirs of other orders, generated columns, what a watch tells of an old row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import asyncpg
+import pytest
+
+from tests.integration.tocsin_listener.conftest import journal_events
+from tocsin_listener.watch import watch
+
+TYPES = """CREATE TYPE mood AS ENUM ('sad', 'ok', 'glad'); CREATE DOMAIN small AS int CHECK (VALUE > -9); CREATE TYPE pair AS (a int, b text);
+CREATE DOMAIN smalls AS int[]"""
+VALUES = {
+    "int": "({r} * 100)::int",
+    "bigint": "({r} * 1e15)::bigint",
+    "smallint": "({r} * 100)::smallint",
+    "text": "repeat(chr(97 + ({r} * 25)::int), ({r} * 9)::int)",
+    'text COLLATE "C"': "chr(97 + ({r} * 25)::int)",
+    "varchar(9)": "chr(228) || chr(97 + ({r} * 25)::int)",
+    "char(4)": "chr(97 + ({r} * 25)::int)",
+    "bytea": "decode(md5({r}::text), 'hex')",
+    "numeric": "({r} * 1000)::numeric",
+    "numeric(12,3)": "({r} * 1000)::numeric(12,3)",
+    "float8": "{r}::float8 / 3",
+    "float4": "{r}::float4 / 3",
+    "boolean": "{r} < 0.5",
+    "uuid": "md5({r}::text)::uuid",
+    "date": "'2026-01-01'::date + ({r} * 400)::int",
+    "timestamptz": "'2026-01-01'::timestamptz + {r} * interval '1 year'",
+    "timestamp": "'2026-01-01'::timestamp + {r} * interval '1 year'",
+    "interval": "{r} * interval '1 day'",
+    "json": "json_build_object('k', ({r} * 9)::int)",
+    "jsonb": "jsonb_build_object('k', ({r} * 9)::int)",
+    "int[]": "ARRAY[({r} * 9)::int, NULL]",
+    "int4range": "int4range(0, ({r} * 9)::int)",
+    "inet": "'10.0.0.1'::inet + ({r} * 99)::int",
+    "point": "point({r}, 1)",
+    "tsvector": "to_tsvector('simple', chr(97 + ({r} * 25)::int))",
+    "mood": "('{{sad,ok,glad}}'::mood[])[1 + ({r} * 2)::int]",
+    "small": "({r} * 9)::int::small",
+    "smalls": "ARRAY[({r} * 9)::int]::smalls",
+    "pair": "ROW(({r} * 9)::int, 'x')::pair",
+}
+"""A value of each type, of a number {r} from 0 to 1."""
+NAMES = [
+    "a",
+    "b",
+    "c",
+    "n",
+    "o",
+    "i",
+    "r",
+    "row",
+    "whole",
+    "whole_",
+    "new",
+    "old",
+    "key",
+    "seq",
+    "base",
+    "x y",
+    'q"q',
+    "É",
+    "value",
+    "tocsin new",
+    "journal",
+    "op",
+]
+FOLLOWED = {"int": ("bigint", "numeric", "text"), "varchar(9)": ("text",), "float4": ("float8",), "smallint": ("int",), "text": ("varchar(99)",)}
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass
+class Shape:
+    """A table `t` as it stands: its plain columns by name, and those of its key."""
+
+    chance: random.Random
+    columns: dict[str, str] = field(default_factory=dict)
+    key: tuple[str, ...] = ("id",)
+    fresh: int = 0
+
+    def draw(self) -> tuple[str, str]:
+        """A column that is not there yet."""
+        return self.chance.choice([name for name in NAMES if name not in self.columns]), self.chance.choice(list(VALUES))
+
+    def value(self, kind: str) -> str:
+        if self.chance.random() < 0.15:
+            return "NULL"
+        source = VALUES.get(kind, "'1'").format(r=f"random_of({self.chance.randint(0, 10**9)}, id)")
+        return f"({source})::{kind.split(' COLLATE', maxsplit=1)[0]}"
+
+    def create(self) -> str:
+        """The table and, by chance, what is below it, with columns in another order and some that are gone."""
+        for _ in range(self.chance.randint(1, 8)):
+            name, kind = self.draw()
+            self.columns[name] = kind
+        if self.chance.random() < 0.3:
+            self.key = ("part", "id")
+        parts = [f"{quoted(name)} {kind}" for name, kind in self.columns.items()] + ["id int NOT NULL", "part text NOT NULL DEFAULT 'p'"]
+        if self.chance.random() < 0.3:
+            parts.append("twice bigint GENERATED ALWAYS AS (id * 2) STORED")
+        self.chance.shuffle(parts)
+        layout = self.chance.choice(["plain", "plain", "partitioned", "heir"])
+        create = f"CREATE TABLE t ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
+        if layout == "partitioned":
+            other = self.chance.sample(parts, len(parts))
+            create += " PARTITION BY RANGE (id); CREATE TABLE t_rest PARTITION OF t DEFAULT;"
+            create += f"CREATE TABLE t_low (gone int, {', '.join(other)}); ALTER TABLE t_low DROP gone;"
+            create += "ALTER TABLE t ATTACH PARTITION t_low FOR VALUES FROM (0) TO (20)"
+        elif layout == "heir":
+            other = self.chance.sample(parts, len(parts))
+            create += f"; CREATE TABLE heir (gone int, {', '.join(other)}, own int); ALTER TABLE heir DROP gone; ALTER TABLE heir INHERIT t"
+        return create
+
+    def alter(self) -> str:
+        """A change of the shape, which the watch follows."""
+        what = self.chance.choice(["add", "add", "drop", "rename", "retype"])
+        name = self.chance.choice(list(self.columns)) if self.columns else None
+        if what == "add" or name is None:
+            name, kind = self.draw()
+            self.columns[name] = kind
+            return f"ALTER TABLE t ADD COLUMN {quoted(name)} {kind}"
+        kind = self.columns.pop(name)
+        if what == "drop":
+            return f"ALTER TABLE t DROP COLUMN {quoted(name)}"
+        if what == "rename":
+            other = self.chance.choice([new for new in NAMES if new not in (*self.columns, name)])
+            self.columns[other] = kind
+            return f"ALTER TABLE t RENAME COLUMN {quoted(name)} TO {quoted(other)}"
+        self.columns[name] = self.chance.choice(FOLLOWED.get(kind, (kind,)))
+        return f"ALTER TABLE t ALTER COLUMN {quoted(name)} TYPE {self.columns[name]}"
+
+    def change(self) -> str:
+        """A statement that writes one row, several or none."""
+        some = self.chance.choice(
+            ["id % 3 = 0", "id % 2 = 1", "true", f"id = {self.chance.randint(1, self.fresh + 1)}", f"id BETWEEN 15 AND {15 + self.chance.randint(0, 10)}"]
+        )
+        named = self.chance.sample(list(self.columns), self.chance.randint(0, len(self.columns)))
+        sets = ", ".join(f"{quoted(name)} = {self.value(self.columns[name])}" for name in named)
+        match self.chance.choice(["insert", "insert", "insert", "update", "update", "update", "move", "delete", "upsert"]):
+            case "insert":
+                begin, self.fresh = self.fresh + 1, self.fresh + self.chance.choice([1, 2, 9])
+                into = "".join(f", {quoted(name)}" for name in named)
+                values = "".join(f", {self.value(self.columns[name])}" for name in named)
+                return f"INSERT INTO t (id{into}) SELECT id{values} FROM generate_series({begin}, {self.fresh}) AS id"
+            case "update" if sets:
+                return f"UPDATE t SET {sets} WHERE {some}"
+            case "move":
+                self.fresh += 1000
+                return f"UPDATE t SET id = id + 1000, part = part || '!'{', ' + sets if sets else ''} WHERE id < {self.fresh - 1000} AND {some}"
+            case "upsert" if sets and self.key == ("id",):
+                begin = self.chance.randint(1, self.fresh + 1)
+                self.fresh = max(self.fresh, begin + 4)
+                sets = sets.replace(", id)", ", t.id)")
+                return f"INSERT INTO t (id) SELECT id FROM generate_series({begin}, {begin + 4}) AS id ON CONFLICT (id) DO UPDATE SET {sets}"
+            case _:
+                return f"DELETE FROM t WHERE {some} AND id % 5 = {self.chance.randint(0, 4)}"
+
+
+async def rows(connection: asyncpg.Connection, shape: Shape) -> dict[tuple[Any, ...], Any]:
+    """The rows by their keys, in the columns of t."""
+    async with connection.transaction():
+        # As events are written, whatever the writer's settings are.
+        await connection.execute("SET LOCAL timezone = 'UTC'; SET LOCAL intervalstyle = 'iso_8601'")
+        found = [json.loads(row["j"]) for row in await connection.fetch("SELECT row_to_json(t)::text AS j FROM t")]
+    return {tuple(row[name] for name in shape.key): row for row in found}
+
+
+def apply(state: dict[tuple[Any, ...], Any], shape: Shape, event: dict[str, Any]) -> None:
+    """Raises AssertionError where the event does not follow from the state."""
+    assert "truncated" not in event, event
+    if event["op"] != "insert":
+        before = {**event.get("new", {}), **event["old"]}
+        assert state.pop(tuple(before[name] for name in shape.key), None) == before, event
+    if event["op"] != "delete":
+        new = tuple(event["new"][name] for name in shape.key)
+        assert new not in state, event
+        state[new] = event["new"]
+    told = event["new" if event["op"] != "delete" else "old"]
+    assert event["key"] == {name: told[name] for name in shape.key}, event
+
+
+async def check(connection: asyncpg.Connection, seed: int) -> int:
+    """Random statements on a table of a random shape that changes; how many events there were."""
+    chance = random.Random(seed)
+    shape, told, count = Shape(chance), 0, 0
+    log = [shape.create()]
+    old: Literal["changed", "full"] = chance.choice(["changed", "full"])
+    try:
+        await connection.execute(log[-1])
+        await watch(connection, ["t"], old=old, route=["id"] if chance.random() < 0.2 else [])
+        state = await rows(connection, shape)
+        for _ in range(25):
+            if chance.random() < 0.2:
+                before = dict(shape.columns)
+                log.append(shape.alter())
+                try:
+                    await connection.execute(log[-1])
+                except (asyncpg.DatatypeMismatchError, asyncpg.DuplicateColumnError):
+                    # An heir keeps a column of its own that its parent drops, and its parent may not have another of that name.
+                    shape.columns = before
+                told, state = len(await journal_events(connection)), await rows(connection, shape)
+                continue
+            with contextlib.suppress(asyncpg.UniqueViolationError):
+                async with connection.transaction():
+                    for _ in range(chance.choice([1, 1, 1, 2, 3])):
+                        log.append(shape.change())
+                        await connection.execute(log[-1])
+            events = (await journal_events(connection))[told:]
+            told += len(events)
+            for event in events:
+                apply(state, shape, event)
+                count += 1
+            assert state == await rows(connection, shape)
+    except (AssertionError, asyncpg.PostgresError) as error:
+        error.add_note("\n".join([f"seed {seed}, old {old}", *(f"{line};" for line in log)]))
+        raise
+    await connection.execute("DROP TABLE IF EXISTS heir; DROP TABLE t; TRUNCATE tocsin.journal")
+    return count
+
+
+@pytest.fixture
+async def typed(installed: asyncpg.Connection) -> asyncpg.Connection:
+    await installed.execute(TYPES)
+    await installed.execute(
+        """CREATE FUNCTION random_of(seed int, id int) RETURNS float8 LANGUAGE sql IMMUTABLE AS
+           $$ SELECT ('x' || left(md5(seed || ' ' || id), 7))::bit(28)::int / 268435456.0 $$"""
+    )
+    return installed
+
+
+@pytest.mark.parametrize("first", range(0, 20, 10))
+async def test_the_events_are_the_table_whatever_its_shape(typed: asyncpg.Connection, first: int) -> None:
+    assert sum([await check(typed, seed) for seed in range(first, first + 10)]) > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 2000, 100))
+async def test_the_events_are_the_table_with_a_thousand_shapes(typed: asyncpg.Connection, first: int) -> None:
+    assert sum([await check(typed, seed) for seed in range(first, first + 100)]) > 5000
