@@ -52,6 +52,27 @@ async def test_the_client_iterates_resumes_and_ends(running: Pipeline, shop: asy
     assert refused == ["SubscribeError", "bad-subject"]
 
 
+async def test_a_page_that_may_not_connect_is_told_why_and_asks_no_more(running: Pipeline, opened: Opened) -> None:
+    """The first page that somebody makes, served on another port than the gateway's."""
+
+    async def page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(page, "127.0.0.1") as server, asyncio.timeout(30):
+        origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await opened.page.goto(origin)
+        refused = await opened.page.evaluate(
+            """async (url) => {
+              const { subscribe } = await import(`${url}/client.js`);
+              return new Promise((done) => subscribe("pg.>", { onError: ({ code, message }) => done([code, message]) }));
+            }""",
+            running.gateway_url,
+        )
+    assert refused == ["forbidden", f"forbidden: pages of {origin} may not connect; the gateway's setting TOCSIN_ALLOWED_ORIGINS lists the origins that may"]
+
+
 async def test_where_no_websocket_gets_through_server_sent_events_come(running: Pipeline, shop: asyncpg.Connection, opened: Opened) -> None:
     """A path that takes no socket, as behind a proxy that forwards none: two attempts, and then the same over HTTP."""
     page = await show(opened, running.gateway_url)

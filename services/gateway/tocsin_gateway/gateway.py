@@ -83,6 +83,13 @@ class Gateway:
         host = headers.get("host")
         return origin_allowed(headers.get("origin"), host, self._origins) and (not self._checks_host or host_allowed(host, self._origins))
 
+    def check_page(self, headers: Headers) -> None:
+        """Raises ProtocolError forbidden where the page that a request comes from may not connect."""
+        if not self.welcomes(headers):
+            origin = headers.get("origin") or f"http://{headers.get('host')}"
+            page = f"pages of {origin[:200]}" if origin != "null" else "pages without an origin, such as a file that a browser opens,"
+            raise ProtocolError("forbidden", f"{page} may not connect; the gateway's setting TOCSIN_ALLOWED_ORIGINS lists the origins that may")
+
     def cross_origin(self, headers: Headers) -> dict[str, str]:
         """What a response says so that the browser lets a page of an allowed origin read it."""
         origin = headers.get("origin")

@@ -76,10 +76,11 @@ class EventStream(Response):
         super().__init__(media_type="text/event-stream")
         self._gateway = gateway
         self._request = request
+        self._cross_origin = gateway.cross_origin(request.headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._gateway.stopping:
-            await Response("this gateway stops: come again", 503, {"retry-after": "1", **self._cross_origin()})(scope, receive, send)
+            await Response("this gateway stops: come again", 503, {"retry-after": "1", **self._cross_origin})(scope, receive, send)
             return
         try:
             visit = self._gateway.census.enter(client_address(self._request))
@@ -114,19 +115,13 @@ class EventStream(Response):
 
     def _refuse(self, problem: ProtocolError) -> JSONResponse:
         self._gateway.metrics.errors.labels(problem.code).inc()
-        headers = {**self._cross_origin(), **({"retry-after": "1"} if problem.code in ("unavailable", "limit") else {})}
+        # A page that may not connect may read that, and what would let it in: to be told nothing is what costs its author an hour.
+        headers = {"access-control-allow-origin": "*", **self._cross_origin, **({"retry-after": "1"} if problem.code in ("unavailable", "limit") else {})}
         return JSONResponse({"code": problem.code, "message": str(problem)}, _STATUS.get(problem.code, 400), headers)
-
-    def _cross_origin(self) -> dict[str, str]:
-        """So that the browser lets a page of an allowed origin read what it may."""
-        origin = self._request.headers.get("origin")
-        allowed = origin is not None and self._gateway.welcomes(self._request.headers)
-        return {"access-control-allow-origin": origin, "vary": "origin"} if allowed and origin is not None else {}
 
     async def _subscribe(self, session: Session, visit: Visit, outbox: EventOutbox) -> float | None:
         request = self._request
-        if not self._gateway.welcomes(request.headers):
-            raise ProtocolError("forbidden", "pages of this origin may not connect; TOCSIN_ALLOWED_ORIGINS lists those that may")
+        self._gateway.check_page(request.headers)
         credentials = presented(request)
         if credentials != Credentials() and self._gateway.access.needs_token:
             grant = (await self._gateway.verified(credentials)).grant
@@ -146,7 +141,7 @@ class EventStream(Response):
         return None if session.grant is None else seconds_left(session.grant)
 
     async def _send(self, session: Session, outbox: EventOutbox, expires: float | None, send: Send) -> None:
-        cross_origin = [(name.encode(), value.encode()) for name, value in self._cross_origin().items()]
+        cross_origin = [(name.encode(), value.encode()) for name, value in self._cross_origin.items()]
         await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS.items(), *cross_origin]})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(expires):

@@ -34,10 +34,9 @@ def ticket_office(gateway: Gateway) -> APIRouter:
         },
     )
     async def issue(request: Request) -> Response:
-        headers = {"cache-control": "no-store", **cross_origin(gateway, request)}
+        headers = {"cache-control": "no-store", **gateway.cross_origin(request.headers)}
         try:
-            if not gateway.welcomes(request.headers):
-                raise ProtocolError("forbidden", "pages of this origin may not ask; TOCSIN_ALLOWED_ORIGINS lists those that may")
+            gateway.check_page(request.headers)
             if not gateway.access.needs_token:
                 return JSONResponse({"ticket": None, "seconds": None, "message": "this gateway asks for no token"}, headers=headers)
             # Only for a token: a ticket that bought another would never end.
@@ -54,16 +53,10 @@ def ticket_office(gateway: Gateway) -> APIRouter:
     @router.options("/sse", include_in_schema=False)
     async def preflight(request: Request) -> Response:
         """A browser asks before it sends a page's `Authorization` to another origin."""
-        allowed = cross_origin(gateway, request)
+        allowed = gateway.cross_origin(request.headers)
         if not allowed:
             return Response(status_code=403)
         asked = {"access-control-allow-methods": "GET, POST", "access-control-allow-headers": "authorization, last-event-id", "access-control-max-age": "600"}
         return Response(status_code=204, headers={**allowed, **asked})
 
     return router
-
-
-def cross_origin(gateway: Gateway, request: Request) -> dict[str, str]:
-    """So that the browser lets a page of an allowed origin read what it may."""
-    origin = request.headers.get("origin")
-    return {"access-control-allow-origin": origin, "vary": "origin"} if origin is not None and gateway.welcomes(request.headers) else {}

@@ -36,8 +36,7 @@ def token_described(gateway: Gateway) -> list[Dependency]:
 
 async def visitor(gateway: Gateway, request: Request) -> Grant:
     """What the client of a request may do. Raises ProtocolError forbidden or unauthenticated."""
-    if not gateway.welcomes(request.headers):
-        raise ProtocolError("forbidden", "pages of this origin may not ask; TOCSIN_ALLOWED_ORIGINS lists those that may")
+    gateway.check_page(request.headers)
     grant = await gateway.grant(presented(request))
     if grant is None:
         raise ProtocolError("unauthenticated", "a token is needed: Authorization: Bearer …")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -166,10 +167,16 @@ async def test_foreign_pages_are_refused_and_listed_ones_may_read(stream: Stream
         async with events(gateway, stream.subject(), origin="https://app.example.com") as source:
             assert source.response.headers["access-control-allow-origin"] == "https://app.example.com"
             assert (await source.next())[0] == "subscribed"
-        for headers in ({"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example:8080"}):
+        for headers, page in (
+            ({"origin": "https://evil.example"}, "pages of https://evil.example"),
+            ({"origin": "null"}, "pages without an origin, such as a file that a browser opens,"),
+            ({"host": "evil.example:8080"}, "pages of http://evil.example:8080"),
+        ):
             async with events(gateway, stream.subject(), **headers) as source:
                 assert source.response.status_code == 403
-                assert "access-control-allow-origin" not in source.response.headers
+                assert source.response.headers["access-control-allow-origin"] == "*", "its author can't read why"
+                why = "may not connect; the gateway's setting TOCSIN_ALLOWED_ORIGINS lists the origins that may"
+                assert json.loads(await source.response.aread()) == {"code": "forbidden", "message": f"{page} {why}"}
 
 
 async def test_a_token_is_needed_where_there_is_a_secret_and_its_end_ends_the_stream(stream: Stream, nats_server: servers.Server) -> None:
