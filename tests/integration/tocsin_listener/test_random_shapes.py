@@ -91,6 +91,10 @@ class Shape:
     columns: dict[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ("id",)
     fresh: int = 0
+    told: list[str] | None = None
+    """The columns that the watch names; None where it tells all of them."""
+    when: str | None = None
+    """A condition that a row keeps or fails whatever happens to it."""
 
     def draw(self) -> tuple[str, str]:
         """A column that is not there yet."""
@@ -102,8 +106,8 @@ class Shape:
         source = VALUES.get(kind, "'1'").format(r=f"random_of({self.chance.randint(0, 10**9)}, id)")
         return f"({source})::{kind.split(' COLLATE', maxsplit=1)[0]}"
 
-    def create(self) -> str:
-        """The table and, by chance, what is below it, with columns in another order and some that are gone."""
+    def create(self, generated: tuple[str, ...]) -> str:
+        """The table and, by chance, a column generated in one of those ways, and what is below it, with columns in another order and some that are gone."""
         for _ in range(self.chance.randint(1, 8)):
             name, kind = self.draw()
             self.columns[name] = kind
@@ -111,8 +115,12 @@ class Shape:
             self.key = ("part", "id")
         parts = [f"{quoted(name)} {kind}" for name, kind in self.columns.items()] + ["id int NOT NULL", "part text NOT NULL DEFAULT 'p'"]
         if self.chance.random() < 0.3:
-            parts.append("twice bigint GENERATED ALWAYS AS (id * 2) STORED")
+            parts.append(f"twice bigint GENERATED ALWAYS AS (id * 2) {self.chance.choice(generated)}")
         self.chance.shuffle(parts)
+        if self.chance.random() < 0.2:
+            self.told = [*self.chance.sample(list(self.columns), self.chance.randint(0, len(self.columns))), *self.key]
+        if self.chance.random() < 0.2:
+            self.when = "id % 4 <> 0"
         layout = self.chance.choice(["plain", "plain", "partitioned", "heir"])
         create = f"CREATE TABLE t ({', '.join(parts)}, PRIMARY KEY ({', '.join(self.key)}))"
         if layout == "partitioned":
@@ -127,7 +135,7 @@ class Shape:
 
     def alter(self) -> str:
         """A change of the shape, which the watch follows."""
-        what = self.chance.choice(["add", "add", "drop", "rename", "retype"])
+        what = self.chance.choice(["add", "add", "drop", "rename", "retype"] if self.told is None else ["add", "retype"])
         name = self.chance.choice(list(self.columns)) if self.columns else None
         if what == "add" or name is None:
             name, kind = self.draw()
@@ -171,12 +179,12 @@ class Shape:
 
 
 async def rows(connection: asyncpg.Connection, shape: Shape) -> dict[tuple[Any, ...], Any]:
-    """The rows by their keys, in the columns of t."""
+    """The rows that are told by their keys, in the columns of t that are."""
     async with connection.transaction():
         # As events are written, whatever the writer's settings are.
         await connection.execute("SET LOCAL timezone = 'UTC'; SET LOCAL intervalstyle = 'iso_8601'")
-        found = [json.loads(row["j"]) for row in await connection.fetch("SELECT row_to_json(t)::text AS j FROM t")]
-    return {tuple(row[name] for name in shape.key): row for row in found}
+        found = [json.loads(row["j"]) for row in await connection.fetch(f"SELECT row_to_json(t)::text AS j FROM t WHERE {shape.when or 'true'}")]
+    return {tuple(row[name] for name in shape.key): {name: row[name] for name in shape.told or row} for row in found}
 
 
 def apply(state: dict[tuple[Any, ...], Any], shape: Shape, event: dict[str, Any]) -> None:
@@ -197,11 +205,11 @@ async def check(connection: asyncpg.Connection, seed: int) -> int:
     """Random statements on a table of a random shape that changes; how many events there were."""
     chance = random.Random(seed)
     shape, told, count = Shape(chance), 0, 0
-    log = [shape.create()]
+    log = [shape.create(("STORED", "VIRTUAL") if connection.get_server_version().major >= 18 else ("STORED",))]
     old: Literal["changed", "full"] = chance.choice(["changed", "full"])
     try:
         await connection.execute(log[-1])
-        await watch(connection, ["t"], old=old, route=["id"] if chance.random() < 0.2 else [])
+        await watch(connection, ["t"], old=old, columns=shape.told, when=shape.when, route=["id"] if chance.random() < 0.2 else [])
         state = await rows(connection, shape)
         for _ in range(25):
             if chance.random() < 0.2:
@@ -226,7 +234,7 @@ async def check(connection: asyncpg.Connection, seed: int) -> int:
                 count += 1
             assert state == await rows(connection, shape)
     except (AssertionError, asyncpg.PostgresError) as error:
-        error.add_note("\n".join([f"seed {seed}, old {old}", *(f"{line};" for line in log)]))
+        error.add_note("\n".join([f"seed {seed}, old {old}, columns {shape.told}, when {shape.when}", *(f"{line};" for line in log)]))
         raise
     await connection.execute("DROP TABLE IF EXISTS heir; DROP TABLE t; TRUNCATE tocsin.journal")
     return count
