@@ -26,6 +26,7 @@ from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
 from tocsin_check.pace import Pace
+from tocsin_check.repair import Repair
 from tocsin_check.report import EXIT_CODES, Report
 from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
@@ -141,7 +142,7 @@ class _Run:
                 report = self._checker.report()
                 if self._mending is not None:
                     self._mending.finish()
-                    show_repairs(self._repairs, applied=self._mending.applies)
+                    show_repairs(self._repairs, applied=self._mending.applies, unfinished=self._mending.unfinished)
                 aside = self._mending is not None and self._mending.prints
                 show(report, shown, as_json=self._as_json, repairs=self._repairs if self._mending is not None else None, aside=aside)
                 self._state.clear()
@@ -176,7 +177,7 @@ class _Run:
                     if self._show_values:
                         shown |= await self._values(sides, table)
                     if self._mending is not None and self._checker.ledger.drifted(name):
-                        self._repairs[name] = await self._mending.mend(sides, table, self._checker)
+                        self._repairs[name] = await self._mend(sides, table, self._mending, bars)
                     if (entry := self._checker.ledger.get(name)) is not None:
                         self._state.note_done(name, entry.report)
                 self._left.remove(name)
@@ -201,6 +202,16 @@ class _Run:
             self._state.interrupted()
             raise
         bars.remove_task(task)
+
+    async def _mend(self, sides: Sides, table: Comparable, mending: Mending, bars: Progress) -> list[Repair]:
+        task = bars.add_task(f"repair of {table.name}", total=None, shown="0 rows", counts=True)
+
+        def on_rows(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total, shown=f"{done:,} rows")
+
+        repairs = await mending.mend(sides, table, self._checker, on_rows)
+        bars.remove_task(task)
+        return repairs
 
     async def _values(self, sides: Sides, table: Comparable) -> Values:
         entry = self._checker.ledger.get(str(table.name))

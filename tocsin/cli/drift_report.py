@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -73,13 +73,15 @@ def _document(report: Report, shown: Values, repairs: Repairs | None) -> dict[st
     return document
 
 
-def show_repairs(repairs: Repairs, *, applied: bool) -> None:
-    """How many, and why some were left alone; to the standard error."""
+def show_repairs(repairs: Repairs, *, applied: bool, unfinished: Collection[str]) -> None:
+    """How many, and why some were left alone; to the standard error. `unfinished`: tables of which more rows have drifted."""
     console = Console(highlight=False, stderr=True, soft_wrap=True)
     for table, done in repairs.items():
         left = [repair for repair in done if repair.left is not None]
         word = "repaired" if applied else "to repair"
         console.print(f"{escape(table)} [green]{len(done) - len(left)} row{'s' * (len(done) - len(left) != 1)} {word}[/]")
+        if table in unfinished:
+            console.print("  more rows have drifted: run this, then tocsin drift --repair again; or tocsin drift --repair --apply, which goes on by itself")
         _show_left(console, left)
 
 

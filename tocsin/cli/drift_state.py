@@ -18,6 +18,8 @@ from tocsin_check.unfinished import Begun, Reached, shape_of
 
 KEPT: Final = timedelta(days=1)
 _EVERY: Final = 2.0
+_SHARE: Final = 0.05
+"""Of the time that may go into writing: the file names every drifted row."""
 _IDENTITY: Final = "SELECT current_database() || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || current_setting('port')"
 _ANOTHER: Final = "name another file with --state, or remove this one"
 
@@ -38,7 +40,7 @@ class State:
         self._path = path
         self._exact = exact
         self._noted = Noted(pair=[])
-        self._written = 0.0
+        self._next = 0.0
         self._reached: Reached | None = None
 
     def check(self) -> None:
@@ -85,8 +87,10 @@ class State:
         if self._path is None or outcome.reached is None:
             return
         self._reached = Reached.of(table, outcome)
-        if time.monotonic() - self._written >= _EVERY:
+        begun = time.monotonic()
+        if begun >= self._next:
             self.interrupted()
+            self._next = time.monotonic() + max(_EVERY, (time.monotonic() - begun) / _SHARE)
 
     def interrupted(self) -> None:
         """Write down where the table at work is."""
@@ -108,7 +112,6 @@ class State:
         fresh.touch(mode=0o600)  # it names keys
         fresh.write_text(self._noted.model_dump_json(indent=1), encoding="utf-8")
         fresh.replace(self._path)
-        self._written = time.monotonic()
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -22,7 +22,7 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin.sql import load_queries
 from tocsin_check import sessions
 from tocsin_check.asked import Asked, Audit
-from tocsin_check.audit import Outcome
+from tocsin_check.audit import CASES_KEPT, Outcome
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Case, Stage, Verdict
@@ -30,7 +30,7 @@ from tocsin_check.verdict import Case, Stage, Verdict
 _SQL: Final = load_queries("tocsin_check", "unfinished.sql")
 WRITE_EVERY: Final = 2.0
 MOST_CASES: Final = 10_000
-"""An audit that has found more drifted rows begins anew after a restart."""
+"""Rows that a note names, so that it stays small; its counts are of all."""
 
 log = structlog.get_logger("tocsin.check")
 
@@ -86,8 +86,9 @@ class Reached:
     pair: str
 
     @staticmethod
-    def of(table: Comparable, outcome: Outcome, pair: str = "") -> Reached:
-        return Reached(table, outcome, replace(outcome, counts=Counter(outcome.counts)), (len(outcome.drifted), len(outcome.pending)), pair)
+    def of(table: Comparable, outcome: Outcome, pair: str = "", most: int = CASES_KEPT) -> Reached:
+        """The first `most` drifted rows by key."""
+        return Reached(table, outcome, replace(outcome, counts=Counter(outcome.counts)), (min(len(outcome.drifted), most), len(outcome.pending)), pair)
 
     def begun(self) -> Begun:
         drifted, pending = self.cases
@@ -141,11 +142,11 @@ class Unfinished:
         return begun.outcome() if begun.shape == shape_of(table, self._pair) and (since is None or begun.started >= since) else None
 
     def note(self, table: Comparable, outcome: Outcome) -> None:
-        """After a block."""
-        if outcome.reached is None or len(outcome.drifted) + len(outcome.pending) > MOST_CASES:
+        """After a block. Where too many rows are pending, each of which has to be named, the audit would go on where it was before."""
+        if outcome.reached is None:
             self.forget(str(table.name))
-        else:
-            self._begun[str(table.name)] = Reached.of(table, outcome, self._pair)
+        elif len(outcome.pending) <= MOST_CASES:
+            self._begun[str(table.name)] = Reached.of(table, outcome, self._pair, MOST_CASES)
 
     def forget(self, name: str) -> None:
         """The audit of the table has come to its end."""

@@ -12,6 +12,8 @@ import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
 from tests.integration.tocsin_check.test_service import tocsin
+from tocsin.cli.drift_repair import Mending
+from tocsin.cli.drift_report import show_repairs
 from tocsin_check import repair, sessions
 from tocsin_check.checker import Checker
 from tocsin_check.sides import open_sides
@@ -215,6 +217,33 @@ async def test_exact_tells_apart_what_sql_calls_equal(
     assert code == 0, out + err
     query = "SELECT t::text FROM t ORDER BY id"
     assert await source.fetch(query) == await replica.fetch(query)
+
+
+async def test_of_more_drifted_rows_than_are_known_by_key_sql_is_for_some_and_says_so_and_apply_goes_on(
+    setup: Setup,
+    source: asyncpg.Connection,
+    replica: asyncpg.Connection,
+    source_url: str,
+    replica_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 9) i")
+    await setup()
+    await replica.execute("UPDATE t SET v = 'drift' WHERE id <= 7")
+    monkeypatch.setattr("tocsin_check.ledger.ROWS_KEPT", 3)
+    checker, told = Checker(source_url, replica_url), list[tuple[int, int]]()
+    async with open_sides(source_url, replica_url) as sides:
+        table = await _table(checker, sides)
+        await checker.auditor.audit_table(sides, table)
+        for applies, repaired, unfinished in ((False, 3, ["public.t"]), (True, 7, [])):
+            mending = Mending(replica_url, apply=applies, output=None, to_stdout=False)
+            done = await mending.mend(sides, table, checker, lambda *rows: told.append(rows))
+            assert (len(done), mending.unfinished) == (repaired, unfinished)
+            show_repairs({"public.t": done}, applied=applies, unfinished=mending.unfinished)
+            assert ("more rows have drifted" in capsys.readouterr().err) is bool(unfinished)
+    assert told == [(3, 3), (3, 3), (3, 3), (1, 1)]
+    assert (checker.report().tables[0].status, await replica.fetchval("SELECT count(*) FROM t WHERE v = 'v'")) == ("in_sync", 9)
 
 
 async def test_repair_needs_to_know_how(source_url: str, replica_url: str) -> None:

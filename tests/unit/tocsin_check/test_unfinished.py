@@ -41,12 +41,27 @@ def test_an_audit_goes_on_only_for_who_asked_before_it_began_and_till_it_has_end
     assert unfinished.begun(TABLE) is None
 
 
-def test_an_audit_of_too_many_drifted_rows_begins_anew() -> None:
+def test_of_very_many_drifted_rows_all_are_counted_and_the_first_are_named() -> None:
     unfinished = Unfinished()
     outcome = Outcome(NOW, "0/1", rows=10, blocks=1, reached=("5", "x"))
-    outcome.take([drifted(number) for number in range(MOST_CASES + 1)])
+    outcome.take([drifted(number) for number in range(MOST_CASES + 5)])
     unfinished.note(TABLE, outcome)
-    assert unfinished.begun(TABLE) is None
+    again = unfinished.begun(TABLE)
+    assert again is not None
+    assert (again.count(Verdict.MISSING), len(again.drifted), again.drifted[0].key) == (MOST_CASES + 5, MOST_CASES, ("0", "x"))
+
+
+def test_where_too_many_rows_are_pending_an_audit_goes_on_where_it_was_before() -> None:
+    """None of them may be left out: nothing is proven while one is open."""
+    unfinished = Unfinished()
+    outcome = Outcome(NOW, "0/1", rows=10, blocks=1, reached=("5", "x"))
+    unfinished.note(TABLE, outcome)
+    outcome.take([Case((str(number), "x"), Stage.DONE, Verdict.PENDING, "blocked") for number in range(MOST_CASES + 1)])
+    outcome.rows, outcome.reached = 20, ("9", "x")
+    unfinished.note(TABLE, outcome)
+    again = unfinished.begun(TABLE)
+    assert again is not None
+    assert (again.rows, again.reached, again.pending) == (10, ("5", "x"), [])
 
 
 def test_another_shape_of_the_table_or_another_pair_of_databases_is_another_audit() -> None:
