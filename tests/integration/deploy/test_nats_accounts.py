@@ -22,7 +22,7 @@ from tocsin import broker
 from tocsin.revocation import Revocation, revoke
 
 ACCOUNTS = (Path(__file__).parents[3] / "deploy/nats/accounts.conf").read_text()
-USERS = {"listener": "tocsin-listener-shop", "gateway": "tocsin-gateway", "checker": "tocsin-check", "reader": "reader"}
+USERS = {"listener": "tocsin-listener-shop", "gateway": "tocsin-gateway", "checker": "tocsin-check", "operator": "tocsin-doctor", "reader": "reader"}
 
 
 def url(running: Pipeline, user: str) -> str:
@@ -80,9 +80,21 @@ async def test_each_service_works_with_its_own_rights_and_no_user_can_do_more() 
         for service in ("listener", "gateway", "check"):
             log = (running.folder / f"{service}.log").read_text().lower()
             assert "permissions violation" not in log, log
+        await _an_operator_looks_and_another_is_told_why_not(running)
         await _reader_reads_its_table_alone(running)
         await _nobody_writes_what_only_the_listener_may(running)
         await source.close()
+
+
+async def _an_operator_looks_and_another_is_told_why_not(running: Pipeline) -> None:
+    running.environment["TOCSIN_NATS_URL"] = url(running, "operator")
+    assert "the stream TOCSIN_SHOP is this source's alone" in await running.tocsin("doctor", expect=None)
+    assert "stands in the stream TOCSIN_SHOP" in await running.tocsin("why", "orders", "500", expect=None)
+    assert "valid: " in await running.tocsin("validate", "--no-replica")
+    running.environment["TOCSIN_NATS_URL"] = url(running, "reader")
+    for told in (await running.tocsin("doctor", expect=1), await running.tocsin("validate", "--no-replica", expect=1)):
+        assert "the user in TOCSIN_NATS_URL has not the right to this: nats: permissions violation" in told
+        assert "fix: ask as the user `operator` of deploy/nats/accounts.conf" in told
 
 
 async def _until_logged(running: Pipeline, service: str, words: str) -> None:
@@ -125,7 +137,7 @@ async def _reader_reads_its_table_alone(running: Pipeline) -> None:
 async def _nobody_writes_what_only_the_listener_may(running: Pipeline) -> None:
     watcher = await client_of(running, "listener", [])
     before = await api(watcher, "STREAM.INFO.TOCSIN_SHOP", subjects_filter="pg.shop.change.>")
-    for user in ("gateway", "checker", "reader"):
+    for user in ("gateway", "checker", "operator", "reader"):
         said: list[str] = []
         client = await client_of(running, user, said)
         for subject in ("pg.shop.change.public.orders.insert", "pg.shop.event.order.paid", "_tocsin.shop.canary", "$JS.API.STREAM.UPDATE.TOCSIN_SHOP"):

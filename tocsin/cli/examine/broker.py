@@ -11,7 +11,7 @@ from nats.aio.client import Client
 from tocsin.broker import JetStreamError, api, stream_state
 from tocsin.cli.examine import durability
 from tocsin.cli.examine.finding import Finding, bad, good
-from tocsin.cli.examine.nats_session import UNREACHABLE, nats_session
+from tocsin.cli.examine.nats_session import NO_RIGHT_FIX, UNREACHABLE, nats_session, no_right
 from tocsin.errors import TocsinError, Unavailable
 from tocsin.settings import Settings
 from tocsin.subject import stream_subjects
@@ -50,6 +50,9 @@ async def _server(client: Client, settings: Settings, shown: str) -> AsyncIterat
         yield bad(PART, f"JetStream is not for this account: {error.description}", "enable JetStream for the account of the user in TOCSIN_NATS_URL")
         return
     except Unavailable:
+        if (refused := no_right(client)) is not None:
+            yield bad(PART, refused, NO_RIGHT_FIX)
+            return
         yield bad(PART, "JetStream is not enabled", "start nats-server with -js, or write `jetstream {}` into its configuration")
         return
     yield good(PART, "JetStream is enabled")

@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tocsin import broker
+from tocsin.cli.examine.nats_session import NO_RIGHT_FIX, no_right
 from tocsin.cli.https import certificate_fix
 from tocsin.cli.validation.report import GATEWAY, Broken
 from tocsin.event import COPY
@@ -142,7 +143,7 @@ async def _read(socket: ClientConnection, ear: Ear) -> None:
 
 @contextlib.asynccontextmanager
 async def nats_ear(settings: Settings, subjects: list[str], patience: float) -> AsyncIterator[tuple[Ear, broker.Link]]:
-    """Subscribed when it is there. Raises OperatorError, TimeoutError where NATS does not answer."""
+    """Subscribed when it is there. Raises OperatorError, Broken, TimeoutError where NATS does not answer."""
     ear = Ear("NATS")
     async with contextlib.AsyncExitStack() as stack:
         async with asyncio.timeout(patience):
@@ -150,6 +151,8 @@ async def nats_ear(settings: Settings, subjects: list[str], patience: float) -> 
             for subject in subjects:
                 await _listen(link.client, subject, ear)
             await link.client.flush(int(max(1, patience)))
+        if (refused := no_right(link.client)) is not None:
+            raise Broken(refused, NO_RIGHT_FIX)
         yield ear, link
 
 
