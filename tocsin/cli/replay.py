@@ -34,7 +34,7 @@ def command(
         url = settings.require_database_url()
         async with (
             postgres.connection(url, setting="TOCSIN_DATABASE_URL", application="tocsin replay") as connection,
-            broker.connect(settings.nats_servers, name="tocsin replay") as link,
+            broker.connect(settings.nats_servers, name="tocsin replay", login=settings.nats_login) as link,
         ):
             with console.status("publishing") as status:
                 return await replay(connection, link.client, since=asked, to=to, on_progress=lambda n: status.update(f"{n} events"))

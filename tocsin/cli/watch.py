@@ -22,7 +22,7 @@ def command(
 ) -> None:
     """Watch tables: each committed change becomes an event. On a table that is watched already, change how it is.
 
-    Example: `tocsin watch orders --route customer --when "status <> 'draft'"`, then `tocsin tail 'pg.shop.change.public.orders.>'`
+    Example: `tocsin watch orders --route customer_id --when "status <> 'draft'"`, then `tocsin tail 'pg.shop.change.public.orders.>'`
     """
     from rich.console import Console
 

@@ -25,13 +25,13 @@ Verb = Callable[..., Awaitable[tuple[int, str]]]
 
 @pytest.fixture
 def verb(source_url: str, nats_server: Server) -> Verb:
-    """`await verb("retry", "--list")`: the exit code, and both outputs."""
+    """`await verb("retry", "--list")`: the exit code, and both outputs; keywords are more settings."""
     settings = {"TOCSIN_DATABASE_URL": source_url, "TOCSIN_NATS_URL": nats_server.url, "TOCSIN_GATEWAY_PORT": str(free_port()), "COLUMNS": "200"}
     environment = {**{name: value for name, value in os.environ.items() if not name.startswith("TOCSIN_")}, **settings}
 
-    async def run(*arguments: str) -> tuple[int, str]:
+    async def run(*arguments: str, **more: str) -> tuple[int, str]:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tocsin.cli.main", *arguments, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            sys.executable, "-m", "tocsin.cli.main", *arguments, env={**environment, **more}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
         async with asyncio.timeout(30):
             output, _ = await child.communicate()
@@ -98,6 +98,7 @@ async def test_mistakes_end_with_their_fix_and_no_traceback(installed: asyncpg.C
         verb("backfill", "nowhere"),
         verb("replay", "--since", "whenever", "--to", "replay.a"),
         verb("replay", "--since", "1h", "--to", "a..b"),
+        verb("replay", "--since", "1h", "--to", "replay.a", TOCSIN_NATS_CREDS="/nowhere"),
         verb("retry", "not-a-number"),
         verb("why", "pg..t"),
         verb("why", "nowhere"),
@@ -108,6 +109,7 @@ async def test_mistakes_end_with_their_fix_and_no_traceback(installed: asyncpg.C
         (1, "is not watched"),
         (2, "neither a time nor a position"),
         (1, "start the listener once"),
+        (2, "TOCSIN_NATS_CREDS"),
         (2, "valid integer"),
         (2, "empty token"),
         (1, "there is no table nowhere"),
