@@ -65,6 +65,7 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await expect(page.locator("#tables tbody tr")).to_have_count(3)
     await expect(page.locator("#map rect.clean")).to_have_count(3)
     await expect(page.locator("#lag svg .line")).to_have_count(1, timeout=20_000)
+    assert await page.locator("#lag rect").evaluate_all("gaps => gaps.every(gap => gap.x.baseVal.value >= 0)"), "the time before the chart is not drawn"
     await expect(page.locator("#columns-section")).to_be_hidden()
     await expect(page.locator("#repair")).to_be_hidden()
     await shot(page, "in-sync")
@@ -75,6 +76,7 @@ async def test_one_look_tells_whether_the_replica_can_be_trusted(
     await expect(page.get_by_role("heading", level=1)).to_have_text("The replica has drifted", timeout=30_000)
     await expect(page.locator("#verdict p").first).to_contain_text("62 rows in 2 of 3 tables")
     await expect(page.locator("#rows tbody")).to_contain_text("region = <i>us</i>, id = 7")
+    await expect(page.locator("#rows .group")).to_have_text(["public.orders 61 rows, the first 10", "public.customers 1 row"])
     await page.get_by_role("button", name="More rows").click()
     await expect(page.locator("#rows tbody")).to_contain_text("customer, note")
     await expect(page.locator("#map rect.drifted")).to_have_count(2)
