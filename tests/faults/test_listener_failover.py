@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import asyncpg
+import pytest
 from nats.aio.client import Client
 
 from tests.faults.test_listener_crashes import STREAM, assert_exactly_once, running_listener
@@ -18,8 +19,8 @@ from tocsin.stack import process, server_user
 from tocsin.stack.postgres_server import USER, PostgresServer
 
 
-async def standby_of(running: Pipeline) -> PostgresServer:
-    """A streaming standby of the source, not yet started."""
+async def standby_of(running: Pipeline, *, port: int | None = None) -> PostgresServer:
+    """A streaming standby of the source, which it follows by that port, not yet started."""
     data = running.folder / "standby"
     user = await asyncio.to_thread(server_user.prepare, data, running.source.bin)
     server_user.make_folder(data, user)
@@ -30,7 +31,7 @@ async def standby_of(running: Pipeline) -> PostgresServer:
     assert await child.wait() == 0, process.tail(log)
     (data / "standby.signal").touch()
     return PostgresServer(
-        data, process.free_port(), configuration={"primary_conninfo": f"host=127.0.0.1 port={running.source.port} user={USER}", "hot_standby": "on"}
+        data, process.free_port(), configuration={"primary_conninfo": f"host=127.0.0.1 port={port or running.source.port} user={USER}", "hot_standby": "on"}
     )
 
 
@@ -92,3 +93,46 @@ async def test_failover_to_a_physical_standby() -> None:
         finally:
             await standby.stop()
             await client.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(4))
+async def test_failover_under_load_to_a_standby_that_was_behind(moment: int) -> None:
+    """Nothing that the standby has is lost. What it has of after the last batch that it knows of comes again, and no more than that."""
+    load = "INSERT INTO t (n) SELECT random() * 2e9 FROM generate_series(1, 1 + (random() * 4)::int)"
+    async with running_listener(start=False) as (running, source), TcpProxy(running.source.port) as link, TcpProxy(running.source.port) as address:
+        standby = await standby_of(running, port=link.port)
+        await standby.start()
+        try:
+            await running.start("listener", TOCSIN_DATABASE_URL=f"postgresql://{USER}@127.0.0.1:{address.port}/{DATABASE}")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(running.pgbench(load, writers=4, seconds=4))
+                await asyncio.sleep(1.5 + moment * 0.3)
+                link.freeze()
+            ahead = await assert_exactly_once(running)
+            source.terminate()
+            await running.source.kill()
+            address._target = ("127.0.0.1", standby.port)
+            address.cut()
+            promoted = await asyncpg.connect(standby.url(DATABASE))
+            await promoted.execute("SELECT pg_promote(wait => true)")
+            await promoted.execute("INSERT INTO t (n) SELECT -g FROM generate_series(1, 20) AS g")
+            there = {(row["id"], row["n"]) for row in await promoted.fetch("SELECT id, n FROM t")}
+            client = Client()
+            await client.connect(running.nats.url)
+            async with asyncio.timeout(15):
+                while -20 not in (seen := await oracle.stream_events(client, STREAM)).values("n"):
+                    await asyncio.sleep(0.1)
+            await client.close()
+            told = list(zip(seen.values("id"), seen.values("n"), strict=True))
+            past, present = told[: len(ahead.events)], told[len(ahead.events) :]
+            assert len(there) < len(past), "the standby was behind"
+            assert there == set(past) & there | set(present), "nothing that the new primary has is lost"
+            assert len(present) == len(set(present)), "in the new epoch each comes once"
+            again = set(present) & set(past)
+            assert again <= set([row for row in past if row in there][-2 * len(again) :]), "only the last come again"
+            assert len(again) < len(past) / 20
+            await promoted.close()
+            await running.stop("listener")
+        finally:
+            await standby.stop()
