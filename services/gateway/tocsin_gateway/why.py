@@ -6,7 +6,6 @@ What lies before the stream (trigger, journal, cursor) only the source database 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any, Final
 
 import msgspec
@@ -18,17 +17,18 @@ from tocsin import broker
 from tocsin.errors import Unavailable
 from tocsin.position import Position, PositionError
 from tocsin.subject import Pattern, SubjectError
-from tocsin_gateway.consumer import Consumer
-from tocsin_gateway.frames import StreamEvent
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.protocol import ProtocolError
+from tocsin_gateway.replay import Hole, Pages, present
 from tocsin_gateway.visibility import Visibility
 from tocsin_gateway.visitor import REFUSALS, refusal, visitor
 
 LOOKED_AT: Final = 2000
 """The newest messages of a subject that are searched for a key."""
 
-PATIENCE: Final = 3.0
+SEARCHES: Final = 2
+PATIENCE: Final = 5.0
+"""So many searches at once, each for so long, its turn included: what they read comes by the connection on which the live events come."""
 
 
 class Why:
@@ -39,6 +39,7 @@ class Why:
         self._link = link
         self._stream = stream
         self._root = root
+        self._turns = asyncio.Semaphore(SEARCHES)
 
     async def explain(self, request: Request, subject: str, key: str | None, since: str | None) -> dict[str, Any]:
         """Raises ProtocolError where the question itself is refused."""
@@ -86,7 +87,11 @@ class Why:
         if key is None:
             steps.append(_step("stream", True, told))
             return last
-        found = last if last.key == key else next((each for each in reversed(await self._before(pattern, last.sequence)) if each.key == key), None)
+        try:
+            found = last if last.key == key else await self._newest(pattern, key, last.sequence)
+        except (TimeoutError, Hole):
+            steps.append(_step("stream", None, f"{told}; whether one before it has the key {key} was not found out within {PATIENCE:.0f} s: ask again"))
+            return None
         if found is None:
             fix = f"on the source, ask: tocsin why TABLE {key}"
             steps.append(_step("stream", False, f"{told}; none of the {LOOKED_AT} messages up to it has the key {key}; {fix}"))
@@ -99,26 +104,21 @@ class Why:
         message = await broker.stored_message(self._link.client, self._stream, last_by_subj=pattern.text)
         return None if message is None else _Found(message.sequence, message.subject, message.data)
 
-    async def _before(self, pattern: Pattern, last: int) -> list[_Found]:
-        """The pattern's events among the LOOKED_AT messages that end with `last`."""
-        found: list[_Found] = []
-        heard = asyncio.Event()
-
-        def deliver(event: StreamEvent, _: int) -> None:
-            found.append(_Found(event.sequence, event.subject, event.body))
-            heard.set()
-
-        consumer = Consumer(self._link.client, self._stream, (pattern,), deliver)
-        await consumer.open(max(1, last - LOOKED_AT + 1))
-        try:
-            await consumer.pull(LOOKED_AT, 8 << 20)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    while consumer.sequence < last:
-                        heard.clear()
-                        await heard.wait()
-        finally:
-            await consumer.close()
+    async def _newest(self, pattern: Pattern, key: str, last: int) -> _Found | None:
+        """The newest event with the key among the LOOKED_AT messages that end with `last`. Raises TimeoutError, Hole, Unavailable, JetStreamError."""
+        found = None
+        async with asyncio.timeout(PATIENCE), self._turns:
+            state = await present(self._link, self._stream)
+            after = max(state.first_sequence - 1, last - LOOKED_AT, 0)
+            pages = Pages(self._link, self._stream, self._gateway.hub.page_turns, pattern, state.epoch or "", after)
+            try:
+                left = 1
+                while left and pages.after < last:
+                    events, left = await pages.next()
+                    each = (_Found(event.sequence, event.subject, event.body) for event in reversed(events))
+                    found = next((newer for newer in each if newer.key == key), found)
+            finally:
+                await pages.close()
         return found
 
     def _against(self, since: str, event: _Found | None, steps: list[dict[str, Any]]) -> None:

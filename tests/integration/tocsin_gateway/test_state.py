@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support import servers
 from tests.support.gateway import RunningGateway, peer, running_gateway
 from tests.support.stream import Stream
 from tocsin import broker
+from tocsin_gateway.why import SEARCHES
 
 SECRET = "a secret of at least thirty-two bytes"
 
@@ -95,6 +97,18 @@ async def test_why_walks_from_the_pattern_to_the_position(gateway: RunningGatewa
     assert (had["event"]["position"], steps(had)["position"]) == (stream.position(3), False)
     assert steps(await ask(gateway.url, "/why", subject=stream.subject(), since="zzzz999999-1"))["position"] is False
     assert "nonsense" in (await ask(gateway.url, "/why", subject=stream.subject(), since="nonsense"))["steps"][-1]["text"]
+
+
+async def test_many_who_ask_why_are_searched_for_a_few_at_a_time(gateway: RunningGateway, stream: Stream, nats: Client) -> None:
+    """Each search reads up to 2,000 messages by the connection that the live events come by: 300 at once were a slow consumer to NATS, which cut it."""
+    await stream.publish(*[stream.subject()] * 300)
+    highest = 0
+    async with asyncio.TaskGroup() as group:
+        asking = [group.create_task(ask(gateway.url, "/why", subject=stream.subject(), key="nobody's")) for _ in range(40)]
+        while not all(task.done() for task in asking):
+            highest = max(highest, (await broker.api(nats, f"STREAM.INFO.{stream.name}"))["state"]["consumer_count"])
+    assert {steps(task.result())["stream"] for task in asking} <= {False, None}
+    assert 1 < highest < 1 + 4 * SEARCHES, "the gateway's own, and those of the searches; one that ended may be there for a moment"
 
 
 async def test_a_page_of_a_foreign_origin_learns_nothing(gateway: RunningGateway) -> None:
