@@ -16,71 +16,10 @@ import asyncpg
 import pytest
 
 from tests.integration.tocsin_listener.conftest import journal_events
+from tests.support.shapes import NAMES, TYPES, VALUES, quoted, value
 from tocsin_listener.watch import watch
 
-TYPES = """CREATE TYPE mood AS ENUM ('sad', 'ok', 'glad'); CREATE DOMAIN small AS int CHECK (VALUE > -9); CREATE TYPE pair AS (a int, b text);
-CREATE DOMAIN smalls AS int[]"""
-VALUES = {
-    "int": "({r} * 100)::int",
-    "bigint": "({r} * 1e15)::bigint",
-    "smallint": "({r} * 100)::smallint",
-    "text": "repeat(chr(97 + ({r} * 25)::int), ({r} * 9)::int)",
-    'text COLLATE "C"': "chr(97 + ({r} * 25)::int)",
-    "varchar(9)": "chr(228) || chr(97 + ({r} * 25)::int)",
-    "char(4)": "chr(97 + ({r} * 25)::int)",
-    "bytea": "decode(md5({r}::text), 'hex')",
-    "numeric": "({r} * 1000)::numeric",
-    "numeric(12,3)": "({r} * 1000)::numeric(12,3)",
-    "float8": "{r}::float8 / 3",
-    "float4": "{r}::float4 / 3",
-    "boolean": "{r} < 0.5",
-    "uuid": "md5({r}::text)::uuid",
-    "date": "'2026-01-01'::date + ({r} * 400)::int",
-    "timestamptz": "'2026-01-01'::timestamptz + {r} * interval '1 year'",
-    "timestamp": "'2026-01-01'::timestamp + {r} * interval '1 year'",
-    "interval": "{r} * interval '1 day'",
-    "json": "json_build_object('k', ({r} * 9)::int)",
-    "jsonb": "jsonb_build_object('k', ({r} * 9)::int)",
-    "int[]": "ARRAY[({r} * 9)::int, NULL]",
-    "int4range": "int4range(0, ({r} * 9)::int)",
-    "inet": "'10.0.0.1'::inet + ({r} * 99)::int",
-    "point": "point({r}, 1)",
-    "tsvector": "to_tsvector('simple', chr(97 + ({r} * 25)::int))",
-    "mood": "('{{sad,ok,glad}}'::mood[])[1 + ({r} * 2)::int]",
-    "small": "({r} * 9)::int::small",
-    "smalls": "ARRAY[({r} * 9)::int]::smalls",
-    "pair": "ROW(({r} * 9)::int, 'x')::pair",
-}
-"""A value of each type, of a number {r} from 0 to 1."""
-NAMES = [
-    "a",
-    "b",
-    "c",
-    "n",
-    "o",
-    "i",
-    "r",
-    "row",
-    "whole",
-    "whole_",
-    "new",
-    "old",
-    "key",
-    "seq",
-    "base",
-    "x y",
-    'q"q',
-    "É",
-    "value",
-    "tocsin new",
-    "journal",
-    "op",
-]
 FOLLOWED = {"int": ("bigint", "numeric", "text"), "varchar(9)": ("text",), "float4": ("float8",), "smallint": ("int",), "text": ("varchar(99)",)}
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass
@@ -103,8 +42,7 @@ class Shape:
     def value(self, kind: str) -> str:
         if self.chance.random() < 0.15:
             return "NULL"
-        source = VALUES.get(kind, "'1'").format(r=f"random_of({self.chance.randint(0, 10**9)}, id)")
-        return f"({source})::{kind.split(' COLLATE', maxsplit=1)[0]}"
+        return value(kind, self.chance.randint(0, 10**9))
 
     def create(self, generated: tuple[str, ...]) -> str:
         """The table and, by chance, a column generated in one of those ways, and what is below it, with columns in another order and some that are gone."""
@@ -243,10 +181,6 @@ async def check(connection: asyncpg.Connection, seed: int) -> int:
 @pytest.fixture
 async def typed(installed: asyncpg.Connection) -> asyncpg.Connection:
     await installed.execute(TYPES)
-    await installed.execute(
-        """CREATE FUNCTION random_of(seed int, id int) RETURNS float8 LANGUAGE sql IMMUTABLE AS
-           $$ SELECT ('x' || left(md5(seed || ' ' || id), 7))::bit(28)::int / 268435456.0 $$"""
-    )
     return installed
 
 
