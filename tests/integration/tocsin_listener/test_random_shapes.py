@@ -17,6 +17,7 @@ import pytest
 
 from tests.integration.tocsin_listener.conftest import journal_events
 from tests.support.shapes import NAMES, TYPES, VALUES, quoted, value
+from tocsin_listener.backfill import backfill
 from tocsin_listener.watch import watch
 
 FOLLOWED = {"int": ("bigint", "numeric", "text"), "varchar(9)": ("text",), "float4": ("float8",), "smallint": ("int",), "text": ("varchar(99)",)}
@@ -171,10 +172,14 @@ async def check(connection: asyncpg.Connection, seed: int) -> int:
                 apply(state, shape, event)
                 count += 1
             assert state == await rows(connection, shape)
+        await backfill(connection, "t", rate=1e9)
+        read = [event["new"] for event in (await journal_events(connection))[told:]]
+        assert {tuple(row[name] for name in shape.key): row for row in read} == await rows(connection, shape)
+        assert len(read) == len(state)
     except (AssertionError, asyncpg.PostgresError) as error:
         error.add_note("\n".join([f"seed {seed}, old {old}, columns {shape.told}, when {shape.when}", *(f"{line};" for line in log)]))
         raise
-    await connection.execute("DROP TABLE IF EXISTS heir; DROP TABLE t; TRUNCATE tocsin.journal")
+    await connection.execute("DROP TABLE IF EXISTS heir; DROP TABLE t; TRUNCATE tocsin.journal, tocsin.backfill")
     return count
 
 
