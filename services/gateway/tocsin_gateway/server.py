@@ -1,9 +1,9 @@
 """uvicorn's protocols, with what a public gateway needs and ASGI has no words for.
 
 * `FrameProtocol` offers the ASGI extension `tocsin.frames`: raw frames straight to the transport, its buffer's size, abort.
-  It also bounds what a client can make us keep or do without sending a message: pings, and empty fragments.
-* `DeadlineProtocol` closes a connection whose request does not arrive in time; uvicorn alone waits for ever. It offers the
-  ASGI extension `tocsin.abort`, for a response that nobody reads.
+  It also bounds what a client can make us keep or do without sending a message: pings, empty fragments, and handshakes that are none.
+* `DeadlineProtocol` closes a connection whose request does not arrive in time, and one with too many requests behind the one that is
+  answered; uvicorn alone waits for ever, and collects them without end. It offers the ASGI extension `tocsin.abort`, for a response that nobody reads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from tocsin_gateway.protocol import Close
 ABORT: Final = "tocsin.abort"
 _Message = TypeVar("_Message")
 PINGS_PER_SECOND: Final = 100
+PIPELINED: Final = 100
+"""Requests of one connection that may wait behind the one that is answered."""
+_NO_HANDSHAKE: Final = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -108,6 +111,13 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         self.request.headers.clear()
         self.response.headers.clear()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self.handshake_initiated:
+            # The whole head was there, and websockets takes it for no handshake: it has a body, over 128 fields, or a line over 8 KiB. uvicorn says nothing.
+            self.transport.write(b"".join(self.conn.data_to_send()) or _NO_HANDSHAKE)
+            self.transport.close()
+
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.close_sent:
@@ -183,6 +193,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_deadline()
         super().on_headers_complete()
+        if len(self.pipeline) > PIPELINED and not self.transport.is_closing():
+            self.on_limit("messages_per_second")
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()

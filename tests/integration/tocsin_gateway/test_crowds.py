@@ -114,6 +114,46 @@ async def test_a_head_without_end_is_refused(gateway: RunningGateway) -> None:
     await gateway.until_metric("tocsin_gateway_refused_total", 1.0, limit="header_bytes")
 
 
+async def test_requests_that_come_before_the_answers_are_not_collected(gateway: RunningGateway) -> None:
+    """449,000 of them from one connection that read nothing took a gigabyte."""
+    request = b"GET /docs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(request * 90)
+    async with asyncio.timeout(10):
+        for _ in range(90):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+        with contextlib.suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(request * 500)
+                await writer.drain()
+                await asyncio.sleep(0)
+    writer.transport.abort()
+    assert await gateway.metric("tocsin_gateway_refused_total", limit="messages_per_second") == 1
+
+
+@pytest.mark.parametrize(
+    ("request_line", "more", "status"),
+    [
+        ("GET /ws", "Content-Length: 5\r\n", b"400"),
+        ("POST /ws", "Transfer-Encoding: chunked\r\n", b"400"),
+        ("GET /ws?" + "x" * 10_000, "", b"414"),
+        ("GET /ws", "X: " + "x" * 10_000 + "\r\n", b"431"),
+        ("GET /ws", "X: y\r\n" * 200, b"431"),
+    ],
+    ids=["a body", "a chunked body", "a long line", "a long field", "many fields"],
+)
+async def test_a_handshake_that_is_none_is_answered_and_closed(gateway: RunningGateway, request_line: str, more: str, status: bytes) -> None:
+    """It was left open without a word, uncounted and for ever."""
+    wanted = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"{request_line} HTTP/1.1\r\nHost: 127.0.0.1\r\n{wanted}{more}\r\n".encode())
+    async with asyncio.timeout(5):
+        assert (await reader.read()).split(b" ")[1] == status
+    writer.transport.abort()
+
+
 @pytest.mark.parametrize(
     ("limit", "message"), [("message_bytes", "x" * 70_000), ("messages_per_second", '{"op":"ping"}')], ids=["a large message", "many messages"]
 )
