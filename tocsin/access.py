@@ -1,7 +1,8 @@
-"""Who may reach a service over HTTP: what loopback, hosts, origins and tokens prove. Pure but for the clock that PyJWT reads."""
+"""Who may reach a service over HTTP: what loopback, hosts, origins and tokens prove. Pure but for the clock."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -16,6 +17,8 @@ from tocsin.settings import Settings
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 MAX_TOKEN: Final = 8192
+CLOCK_SKEW: Final = 10
+"""Seconds that an issuer's clock may be ahead of ours: its fresh tokens begin (`nbf`, `iat`) in our future. Their end is not put off."""
 _SECURE: Final = {"ws": "http", "wss": "https"}
 
 
@@ -60,7 +63,11 @@ class TokenRules:
         required = ["exp", *(["aud"] if self.audience else []), *(["iss"] if self.issuer else [])]
         options: Any = {"require": required, "verify_aud": self.audience is not None}
         try:
-            claims: dict[str, Any] = jwt.decode(token, key, algorithms=[algorithm], audience=self.audience, issuer=self.issuer, options=options)
+            claims: dict[str, Any] = jwt.decode(
+                token, key, algorithms=[algorithm], audience=self.audience, issuer=self.issuer, options=options, leeway=CLOCK_SKEW
+            )
+            if float(claims["exp"]) <= time.time():
+                raise jwt.ExpiredSignatureError("Signature has expired")
         except (jwt.PyJWTError, ValueError, OverflowError, RecursionError) as error:
             raise TokenRefused(f"the token is refused: {_plain(error)}") from None
         return claims

@@ -15,4 +15,7 @@ def parse_duration(text: str) -> timedelta:
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text[:40]!r} is not a duration; write a number and one of ms, s, m, h, d, w, such as 5m or 7d")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{text[:40]!r} is longer than a million years; write a number and one of ms, s, m, h, d, w, such as 5m or 7d") from None

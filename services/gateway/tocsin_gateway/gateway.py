@@ -86,7 +86,7 @@ class Gateway:
     def check_page(self, headers: Headers) -> None:
         """Raises ProtocolError forbidden where the page that a request comes from may not connect."""
         if not self.welcomes(headers):
-            origin = headers.get("origin") or f"http://{headers.get('host')}"
+            origin = headers.get("origin") or f"http://{headers.get('host', 'no host')}"
             page = f"pages of {origin[:200]}" if origin != "null" else "pages without an origin, such as a file that a browser opens,"
             raise ProtocolError("forbidden", f"{page} may not connect; the gateway's setting TOCSIN_ALLOWED_ORIGINS lists the origins that may")
 

@@ -90,7 +90,9 @@ def decode(text: str | bytes) -> ClientMessage:
         message: ClientMessage = _decoder.decode(text)
     except msgspec.ValidationError as error:
         raise ProtocolError("bad-message", f"{error}; op is one of auth, subscribe, unsubscribe, publish, ping", _id_of(text)) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError) as error:
+    except ArithmeticError:
+        raise ProtocolError("bad-message", "a number in it has an exponent that no column's value has") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ProtocolError("bad-message", f"this is not a JSON object: {error}") from None
     return message
 

@@ -164,6 +164,11 @@ def test_a_token_that_does_not_hold_now_is_refused(claims: dict[str, Any]) -> No
     refused(access(), token(**claims))
 
 
+def test_an_issuer_s_clock_may_be_a_little_ahead_and_the_end_is_the_end() -> None:
+    granted(access(), token(iat=time.time() + 5, nbf=time.time() + 5))
+    assert "expired" in refused(access(), token(exp=time.time() - 0.1))
+
+
 def test_a_token_without_an_end_is_refused() -> None:
     assert "exp" in refused(access(), jwt.encode({"subscribe": ["pg.>"]}, SECRET, "HS256"))
 
