@@ -2,8 +2,9 @@
 
 * `FrameProtocol` offers the ASGI extension `tocsin.frames`: raw frames straight to the transport, its buffer's size, abort.
   It also bounds what a client can make us keep or do without sending a message: pings, empty fragments, and handshakes that are none.
-* `DeadlineProtocol` closes a connection whose request does not arrive in time, and one with too many requests behind the one that is
-  answered; uvicorn alone waits for ever, and collects them without end. It offers the ASGI extension `tocsin.abort`, for a response that nobody reads.
+* `DeadlineProtocol` closes a connection whose request does not arrive in time, whose answer is not taken, and one with too many requests
+  behind the one that is answered; uvicorn alone waits for ever, and collects them without end. It offers the ASGI extension
+  `tocsin.abort`, for a response that nobody reads.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _Message = TypeVar("_Message")
 PINGS_PER_SECOND: Final = 100
 PIPELINED: Final = 100
 """Requests of one connection that may wait behind the one that is answered."""
+TAKEN_BYTES: Final = 64 << 10
+"""So much of an answer has to be taken in `handshake_seconds`: what is left of it lies in our memory."""
 _NO_HANDSHAKE: Final = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -163,6 +166,7 @@ class DeadlineProtocol(HttpToolsProtocol):
     seconds = Limits().handshake_seconds
     header_bytes = Limits().header_bytes
     _deadline: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
     _head = 0
 
     def on_limit(self, name: str) -> None:
@@ -197,9 +201,29 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.on_limit("messages_per_second")
             self.transport.abort()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reader()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_deadline()
+        if self._reader is not None:
+            self._reader.cancel()
         super().connection_lost(exc)
+
+    def _watch_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+        left = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(self.seconds, self._look_at_reader, left) if left else None
+
+    def _look_at_reader(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left and before - left < TAKEN_BYTES:
+            self.on_limit("outbox_bytes")
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _begin_deadline(self) -> None:
         if self._deadline is None:

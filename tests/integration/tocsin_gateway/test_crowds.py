@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -31,6 +33,28 @@ async def status_of(gateway: RunningGateway, **headers: str) -> int:
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code if "retry-after" in refused.response.headers else -1
+
+
+@contextlib.asynccontextmanager
+async def unread(gateway: RunningGateway, request: bytes, *, room: int = 4096) -> AsyncIterator[asyncio.StreamReader]:
+    """A request's answer, of which this side takes no more than about `room` before it is read."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as there:
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        there.setblocking(False)
+        await loop.sock_connect(there, ("127.0.0.1", gateway.port))
+        reader, writer = await asyncio.open_connection(sock=there, limit=room)
+        writer.write(request)
+        try:
+            yield reader
+        finally:
+            writer.transport.abort()
+
+
+async def expected(reader: asyncio.StreamReader) -> int:
+    """The body's length, from the head, which is read."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    return int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
 
 
 async def test_an_address_has_so_many_connections_and_a_trusted_proxy_says_which(stream: Stream, nats_server: servers.Server) -> None:
@@ -121,9 +145,7 @@ async def test_requests_that_come_before_the_answers_are_not_collected(gateway: 
     writer.write(request * 90)
     async with asyncio.timeout(10):
         for _ in range(90):
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 200"), head
-            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+            await reader.readexactly(await expected(reader))
         with contextlib.suppress(ConnectionError):
             while not reader.at_eof():
                 writer.write(request * 500)
@@ -131,6 +153,22 @@ async def test_requests_that_come_before_the_answers_are_not_collected(gateway: 
                 await asyncio.sleep(0)
     writer.transport.abort()
     assert await gateway.metric("tocsin_gateway_refused_total", limit="messages_per_second") == 1
+
+
+async def test_an_answer_that_nobody_takes_is_not_kept(stream: Stream, nats_server: servers.Server) -> None:
+    """It held its megabytes for as long as the client liked; one that takes it slowly has all of it."""
+    await stream.publish(*[stream.subject()] * 40, note="x" * 100_000)
+    async with running_gateway(nats_server.url, stream.source, limits=Limits(handshake_seconds=0.5)) as gateway, asyncio.timeout(30):
+        request = f"GET /events?subject={stream.subject()} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        async with unread(gateway, request) as idle, unread(gateway, request, room=256 << 10) as slow:
+            size, taken = await expected(slow), 0
+            while taken < size:
+                taken += len(await slow.read(256 << 10))
+                await asyncio.sleep(0.1)
+            assert taken == size
+            await gateway.until_metric("tocsin_gateway_refused_total", 1.0, limit="outbox_bytes")
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await idle.readexactly(await expected(idle))
 
 
 @pytest.mark.parametrize(
