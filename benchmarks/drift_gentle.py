@@ -27,10 +27,11 @@ import asyncpg
 from benchmarks.drift import FILL, TABLE
 from benchmarks.report import quantile, report
 from tests.support.pipeline import Pipeline, pipeline
-from tocsin_check.audit import Outcome, TableAudit
+from tocsin_check.audit import TableAudit
 from tocsin_check.checker import SHARE, Checker
 from tocsin_check.fence import Lagging
 from tocsin_check.findings import RETAINED_WARNING
+from tocsin_check.outcome import Outcome
 from tocsin_check.pace import MOST_ACTIVE, MOST_LAG, Pace
 from tocsin_check.replicate import replicate
 from tocsin_check.sides import open_sides

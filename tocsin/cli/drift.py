@@ -22,9 +22,9 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
 from tocsin.stack.running import here
-from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
+from tocsin_check.outcome import Outcome
 from tocsin_check.pace import Pace
 from tocsin_check.repair import Repair
 from tocsin_check.report import EXIT_CODES, Report

@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from tocsin.errors import OperatorError
-from tocsin_check.audit import Outcome
+from tocsin_check.outcome import Outcome
 from tocsin_check.report import TableReport
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable

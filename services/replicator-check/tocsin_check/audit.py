@@ -6,31 +6,30 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 import asyncpg
 
+from tocsin_check import inventory
 from tocsin_check.fence import Mark
 from tocsin_check.judgement import BATCH, both, judge
 from tocsin_check.key_audit import KeyAudit
+from tocsin_check.outcome import Changed, Outcome
 from tocsin_check.pace import Pace
 from tocsin_check.reading import Part, Reading
 from tocsin_check.search import Search
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
-from tocsin_check.verdict import DRIFT, Case, Key, Verdict
+from tocsin_check.verdict import Case, Key
 
 FIRST_BLOCK: Final = 12_500
 """Rows: until it is read the replica's side has nothing to do, and where it has drifted it is read once more."""
 FIRST_GENTLE: Final = 2_500
 SMALLEST_BLOCK: Final = 500
 LARGEST_BLOCK: Final = 100_000
-CASES_KEPT: Final = 100_000
-"""Drifted rows kept by key; the counts go on beyond it."""
 
 BUCKETS: Final = 512
 """Into about so many a block is cut where it differs."""
@@ -46,39 +45,6 @@ MOST_UNEQUAL: Final = BUCKETS // 3
 """Where more of them differ, the whole block is searched."""
 Digests = dict[int, tuple[int, int]]
 """By bucket: how many rows, and the fold of their hashes; a block that is not cut has the one bucket 0."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What an audit of one table proved. `started` and `position` are from before its first read: everything up to there is covered.
-
-    `drifted` has the first CASES_KEPT cases, `counts` counts the rows of all. `reached` is where the next block begins; None is the table's end.
-    `keys` are those that an audit of keys has judged.
-    """
-
-    started: datetime
-    position: str
-    rows: int = 0
-    blocks: int = 0
-    source_seconds: float = 0.0
-    reached: Key | None = None
-    drifted: list[Case] = field(default_factory=list)
-    pending: list[Case] = field(default_factory=list)
-    counts: Counter[Verdict] = field(default_factory=Counter)
-    keys: set[Key] = field(default_factory=set)
-
-    def count(self, verdict: Verdict) -> int:
-        return self.counts[verdict]
-
-    def take(self, cases: Iterable[Case]) -> None:
-        """Take in cases that were judged."""
-        for case in cases:
-            if case.verdict in DRIFT:
-                self.counts[case.verdict] += case.count
-                if len(self.drifted) < CASES_KEPT:
-                    self.drifted.append(case)
-            elif case.verdict is Verdict.PENDING:
-                self.pending.append(case)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +90,10 @@ class TableAudit:
         self._ahead = asyncio.Semaphore(AHEAD if self._pace.fast else GENTLY_AHEAD)
 
     async def run(self, begun: Outcome | None = None) -> Outcome:
-        """All of the table, or the rest of it, where `begun` came so far. Raises Lagging where a fence does not come through, and asyncpg's errors."""
+        """All of the table, or the rest of it, where `begun` came so far.
+
+        Raises Lagging where a fence does not come through, Changed where drift may come of a change of the table, and asyncpg's errors.
+        """
         return await self.run_from(begun.reached if begun is not None else None, begun=begun)
 
     async def run_from(self, low: Key | None, seconds: float | None = None, begun: Outcome | None = None) -> Outcome:
@@ -133,6 +102,7 @@ class TableAudit:
         until = time.monotonic() + seconds if seconds is not None else None
         blocks: asyncio.Queue[Block | None] = asyncio.Queue()
         await both(self._read_blocks(low, until, outcome, blocks), self._compare_blocks(blocks, outcome))
+        await self._check_unchanged(outcome)
         return outcome
 
     async def _read_blocks(self, low: Key | None, until: float | None, outcome: Outcome, blocks: asyncio.Queue[Block | None]) -> None:
@@ -202,7 +172,13 @@ class TableAudit:
         outcome.take(cases)
         outcome.rows = len(outcome.keys)
         outcome.source_seconds = audit.at_source
+        await self._check_unchanged(outcome)
         return outcome
+
+    async def _check_unchanged(self, outcome: Outcome) -> None:
+        """Equal rows are equal whatever has happened. Unequal ones may be another table's, or not copied yet."""
+        if outcome.counts and await inventory.stamps(self._sides, self._table.name) != self._table.stamps:
+            raise Changed
 
     async def _read_block(self, low: Key | None, outcome: Outcome) -> Block:
         """The source's side of the block that begins at `low`, after a pause that keeps to the pace."""

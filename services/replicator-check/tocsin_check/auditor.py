@@ -13,12 +13,15 @@ import asyncpg
 import structlog
 
 from tocsin import postgres
-from tocsin_check.audit import OnBlock, Outcome, TableAudit
+from tocsin_check import inventory
+from tocsin_check.audit import OnBlock, TableAudit
 from tocsin_check.block_map import BlockMap
 from tocsin_check.fence import Fence, Lagging
 from tocsin_check.incremental import AuditOf, Incremental
 from tocsin_check.ledger import Ledger
+from tocsin_check.outcome import Changed, Outcome
 from tocsin_check.pace import Pace
+from tocsin_check.report import Status
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.unfinished import Unfinished
@@ -129,12 +132,14 @@ class Auditor:
         except Lagging as lagging:
             self._ledger.set_status(name, "lagging", str(lagging))
             raise
+        except Changed as changed:
+            self._unfinished.forget(name)
+            self._ledger.set_status(name, "pending", str(changed))
         except asyncpg.PostgresError as error:
             # Changed, dropped, locked, forbidden or damaged: that concerns this table and not the session.
             if isinstance(error, postgres.TRANSIENT) or sides.source.is_closed() or sides.replica.is_closed():
                 raise
-            too_long = isinstance(error, asyncpg.QueryCanceledError) and not table.source.unique
-            self._ledger.set_status(name, "unauditable", _NEEDS_A_KEY if too_long else f"it could not be read: {error}")
+            self._ledger.set_status(name, *await _obstacle(sides, table, error))
 
     async def _tell(self, sides: Sides, table: Comparable, news: dict[str, Any] | None) -> None:
         if news is None or not self._publishing:
@@ -142,6 +147,18 @@ class Auditor:
         what = "drift" if news["status"] == "drift" else "drift is gone"
         log.info(what, table=str(table.name), missing=news["missing"], extra=news["extra"], different=news["different"])
         await publish(sides.fence, table, news)
+
+
+async def _obstacle(sides: Sides, table: Comparable, error: asyncpg.PostgresError) -> tuple[Status, str]:
+    """Why a table could not be read, and whether that passes by itself."""
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        locked = await inventory.held(sides, table.name)
+        return "pending", f"{locked}; {locked.fix}"
+    if await inventory.stamps(sides, table.name) != table.stamps:
+        return "pending", str(Changed())
+    if isinstance(error, asyncpg.QueryCanceledError) and not table.source.unique:
+        return "unauditable", _NEEDS_A_KEY
+    return "unauditable", f"it could not be read: {error}"
 
 
 async def publish(fence: Fence, table: Comparable, news: dict[str, Any]) -> None:

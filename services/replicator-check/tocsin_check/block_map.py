@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from tocsin_check.audit import OnBlock, Outcome
+from tocsin_check.audit import OnBlock
+from tocsin_check.outcome import Outcome
 from tocsin_check.verdict import DRIFT, Key
 
 

@@ -16,7 +16,6 @@ from tocsin import postgres, retry
 from tocsin.errors import OperatorError, Unavailable
 from tocsin_check import inventory, report
 from tocsin_check.asked import Asked, Audit
-from tocsin_check.audit import Outcome
 from tocsin_check.auditor import Auditor
 from tocsin_check.block_map import BlockMap, BlockReport
 from tocsin_check.changes import Changes, Stream
@@ -24,6 +23,7 @@ from tocsin_check.fence import Lagging
 from tocsin_check.findings import CounterWatch
 from tocsin_check.incremental import Incremental
 from tocsin_check.ledger import REST, Ledger
+from tocsin_check.outcome import Outcome
 from tocsin_check.pace import Pace
 from tocsin_check.pulse import Pulse
 from tocsin_check.report import Report
@@ -171,12 +171,22 @@ class Checker:
         async with open_sides(self._source_url, self._replica_url) as sides:
             await self._unfinished.meet(sides)
             while True:
-                tables = await self.take_stock(sides)
+                tables = await self._stock_or_last(sides)
                 await self._serve_asked(sides, tables)
                 with contextlib.suppress(Lagging):
                     await self._one_round(sides, [table for table in tables if isinstance(table, Comparable)])
                 self._swept = True
                 await self._pause()
+
+    async def _stock_or_last(self, sides: Sides) -> tuple[Comparable | Unauditable, ...]:
+        """One table that somebody keeps locked does not end the audits of all others: they go on as they were known."""
+        try:
+            return await self.take_stock(sides)
+        except inventory.Held as held:
+            if not self._tables:
+                raise
+            log.warning("what is replicated can't be read anew", reason=str(held), fix=held.fix)
+            return self._tables
 
     async def _one_round(self, sides: Sides, tables: list[Comparable]) -> None:
         moment = report.now()
@@ -200,8 +210,14 @@ class Checker:
                 await self._asked.arrived.wait()
 
     async def take_stock(self, sides: Sides) -> tuple[Comparable | Unauditable, ...]:
-        """Read both catalogs; afterwards the report has the findings, and an entry for each replicated table."""
-        taken = await inventory.take(sides.source, sides.replica, self._hashable, exact=self._exact)
+        """Read both catalogs; afterwards the report has the findings, and an entry for each replicated table.
+
+        Raises inventory.Held where somebody keeps a table locked, which PostgreSQL opens to say what is published.
+        """
+        try:
+            taken = await inventory.take(sides.source, sides.replica, self._hashable, exact=self._exact)
+        except asyncpg.LockNotAvailableError as error:
+            raise await inventory.held(sides) from error
         self._trouble = None
         self._replication = report.replication_report(taken.facts, self._counters.look(taken.facts, time.monotonic()))
         self._tables = taken.tables

@@ -83,6 +83,7 @@ class TableFacts:
     """One side of a table. `key` is empty where it has none; `sequences` have what they gave last, None before the first.
 
     `required`: columns that an inserted row must bring along. `firing`: triggers and rules that replicated changes set off.
+    `stamp` is another one once the table is another one, has other columns, or is published or copied anew.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class TableFacts:
     sequences: Mapping[str, int | None] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     firing: tuple[str, ...] = ()
+    stamp: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from typing import Any, Final
 import asyncpg
 
 from tocsin.sql import load_queries
-from tocsin_check.audit import OnBlock, Outcome, TableAudit
+from tocsin_check.audit import OnBlock, TableAudit
 from tocsin_check.block_map import BlockMap
 from tocsin_check.changes import Changes, EventKey, Moment, Stream, key_of
 from tocsin_check.ledger import Entry, Ledger
+from tocsin_check.outcome import Outcome
 from tocsin_check.report import Proof, now
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable

@@ -9,14 +9,20 @@ from typing import Any, Final
 
 import asyncpg
 
+from tocsin.errors import OperatorError
 from tocsin.sql import load_queries
 from tocsin_check.coverage import ColumnFacts, Facts, Published, Slot, Subscribed, Subscription, TableFacts
 from tocsin_check.hashing import BYTES_SINCE, self_test
 from tocsin_check.names import TableName
+from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable, Unauditable, compare_table
 
 _SQL: Final = load_queries("tocsin_check", "inventory.sql")
 NATIVE_SINCE: Final = 14
+
+
+class Held(OperatorError):  # noqa: N818  # a state of a table, not a fault
+    """A table can't be read, because somebody keeps it locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,26 @@ async def take(source: asyncpg.Connection, replica: asyncpg.Connection, hashable
     native = await _same_hashes(source, replica)
     compared = [compare_table(table, facts, hashable, native=native, exact=exact) for table in tables if table.schema != "tocsin_check"]
     return Inventory(facts, tuple(compared), native)
+
+
+async def stamps(sides: Sides, table: TableName) -> tuple[str, str]:
+    """What Comparable.stamps would be now; empty where a side has no such table."""
+    rows = [await side.fetch(_SQL["tables"], [table.sql]) for side in (sides.source, sides.replica)]
+    ours, theirs = (found[0]["stamp"] if found else "" for found in rows)
+    return ours, theirs
+
+
+async def held(sides: Sides, table: TableName | None = None) -> Held:
+    """Who keeps a table from being read, first of all this one."""
+    for side, where in ((sides.source, "source"), (sides.replica, "replica")):
+        row = await side.fetchrow(_SQL["holders"], table.sql if table is not None else None)
+        if row is not None:
+            who = f"{row['who'] or 'another session'}, process {row['pid']}" if row["pid"] is not None else "a prepared transaction"
+            fix = (
+                f"SELECT pg_terminate_backend({row['pid']})" if row["pid"] is not None else "COMMIT PREPARED or ROLLBACK PREPARED what pg_prepared_xacts shows"
+            )
+            return Held(f"{row['table']} can't be read on the {where}: {who}, holds it", f"wait until that has ended; or there: {fix}")
+    return Held("a lock was held for too long; it is free by now", "nothing: it is tried again")
 
 
 async def _subscriptions(replica: asyncpg.Connection, slots: dict[str, Slot]) -> list[Subscription]:
@@ -109,6 +135,7 @@ async def _tables(connection: asyncpg.Connection, tables: Sequence[TableName]) -
             partitions=tuple(row["partitions"]),
             required=tuple(row["required"]),
             firing=tuple(row["firing"]),
+            stamp=row["stamp"],
             columns=columns[row["oid"]],
             key=keys.get(row["oid"], ()),
             sequences=sequences[row["oid"]],

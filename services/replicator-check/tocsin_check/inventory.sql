@@ -39,8 +39,21 @@ SELECT asked.name AS asked, c.oid, c.relkind::text AS kind, c.relreplident::text
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '') AS required,
        ARRAY(SELECT t.tgname::text FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('A', 'R')
              UNION ALL SELECT r.rulename::text FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN ('A', 'R') ORDER BY 1) AS firing,
-       has_table_privilege(c.oid, 'SELECT') AS readable
+       has_table_privilege(c.oid, 'SELECT') AS readable,
+       concat_ws(' ', c.oid,
+           (SELECT md5(string_agg(concat_ws(' ', a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)) FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+           (SELECT string_agg(p.oid::text, ',' ORDER BY p.oid) FROM pg_publication_rel p WHERE p.prrelid = c.oid),
+           (SELECT string_agg(concat_ws(' ', s.srsubid, s.srsubstate, s.srsublsn), ',' ORDER BY s.srsubid) FROM pg_subscription_rel s WHERE s.srrelid = c.oid)) AS stamp
 FROM unnest($1::text[]) AS asked(name) JOIN pg_class c ON c.oid = to_regclass(asked.name)
+
+-- name: holders
+-- Who keeps others from reading a table, $1 first. A prepared transaction has no process.
+SELECT l.relation::regclass::text AS "table", l.pid, coalesce(nullif(a.application_name, ''), 'a session of ' || a.usename) AS who
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY (l.relation = to_regclass($1)) DESC NULLS LAST, l.granted DESC, a.xact_start LIMIT 1
 
 -- name: writers
 -- Who may change one of the tables $1 besides its owner and the roles $2, by a right of its own: PUBLIC is 0. Predefined roles come last.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from tocsin_check.audit import Outcome
+from tocsin_check.outcome import Outcome
 from tocsin_check.report import SAMPLES, DriftedRow, Proof, RowPage, State, Status, TableReport, key_object
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Key, Verdict

@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tocsin_check.audit import Outcome
 from tocsin_check.checker import Checker
+from tocsin_check.outcome import Outcome
 from tocsin_check.report import WORST_FIRST, Report, now
 
 

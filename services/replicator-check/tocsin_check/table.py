@@ -37,11 +37,12 @@ _BYTEWISE: Final = ' COLLATE pg_catalog."C"'
 
 @dataclass(frozen=True, slots=True)
 class Comparable:
-    """A table that can be audited: how to read it on each side."""
+    """A table that can be audited: how to read it on each side. `stamps` of both sides say whether that is still how it is replicated."""
 
     name: TableName
     source: Reading
     replica: Reading
+    stamps: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def compare_table(table: TableName, facts: Facts, hashable: Mapping[str, bool], 
         table,
         Reading(_relation(table, source), ours_key, columns, condition, native=native, unique=unique),
         Reading(_relation(table, replica), theirs_key, columns, "", native=native, unique=unique),
+        (source.stamp, replica.stamp),
     )
 
 

@@ -22,7 +22,7 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin.sql import load_queries
 from tocsin_check import sessions
 from tocsin_check.asked import Asked, Audit
-from tocsin_check.audit import CASES_KEPT, Outcome
+from tocsin_check.outcome import CASES_KEPT, Outcome
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import Case, Stage, Verdict

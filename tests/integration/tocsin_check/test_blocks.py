@@ -10,6 +10,7 @@ import pytest
 from tests.integration.tocsin_check.conftest import Audit
 from tocsin_check import audit as audit_module
 from tocsin_check.checker import Checker
+from tocsin_check.outcome import Outcome
 from tocsin_check.sides import open_sides
 from tocsin_check.table import Comparable
 
@@ -60,7 +61,7 @@ async def test_what_drifted_in_several_blocks_is_judged_at_once_and_counted_wher
     await replica.execute("UPDATE t SET v = 'drift' WHERE id = ANY ($1::int[])", wrong)
     told: list[tuple[int, int]] = []
 
-    async def on_block(outcome: audit_module.Outcome) -> None:
+    async def on_block(outcome: Outcome) -> None:
         told.append((int(outcome.reached[0]) if outcome.reached is not None else 4001, len(outcome.drifted)))
 
     async with open_sides(source_url, replica_url) as sides:

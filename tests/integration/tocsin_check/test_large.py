@@ -11,6 +11,7 @@ from tests.integration.tocsin_check.conftest import Audit
 from tests.integration.tocsin_check.test_service import tocsin
 from tocsin_check import audit as audit_module
 from tocsin_check import ledger as ledger_module
+from tocsin_check import outcome as outcome_module
 
 Setup = Callable[..., Awaitable[None]]
 
@@ -33,7 +34,7 @@ async def test_a_large_table_without_a_key_is_searched_in_parts(
 async def test_more_drift_than_is_kept_is_counted_and_repaired_to_the_end(
     setup: Setup, audit: Audit, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((audit_module, "CASES_KEPT"), (ledger_module, "ROWS_KEPT")):
+    for module, name in ((outcome_module, "CASES_KEPT"), (ledger_module, "ROWS_KEPT")):
         monkeypatch.setattr(module, name, 100)
     await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 2000) i")
     await setup("t")

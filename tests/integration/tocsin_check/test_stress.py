@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from tocsin_check.audit import Outcome, TableAudit
+from tocsin_check.audit import TableAudit
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
+from tocsin_check.outcome import Outcome
 from tocsin_check.sides import Sides, open_sides
 from tocsin_check.table import Comparable
 from tocsin_check.verdict import DRIFT, Verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from tests.unit.tocsin_check.test_reading import COMPOSITE
-from tocsin_check.audit import Outcome
 from tocsin_check.names import TableName
+from tocsin_check.outcome import Outcome
 from tocsin_check.table import Comparable
 from tocsin_check.unfinished import MOST_CASES, Begun, Reached, Unfinished
 from tocsin_check.verdict import Case, Stage, Verdict
