@@ -19,7 +19,7 @@ INLINE = re.compile(r"`tocsin ([a-z]+)")
 VARIABLE = re.compile(r"TOCSIN_[A-Z_]*[A-Z]")
 OPERATOR = r"(?:eq|ne|lt|lte|gt|gte|in|like|null)\b"
 CONDITION = re.compile(rf"""(?=--where '?(\w+)[=<>!~]|\b(\w+)"?: \{{ ?"?{OPERATOR}|%22(\w+)%22%3A%7B%22{OPERATOR})""")
-NOT_SETTINGS = {"TOCSIN_SHOP"}  # a stream
+NOT_SETTINGS = {"TOCSIN_SHOP", "TOCSIN_SHOP_REVOKED"}  # streams
 
 
 def test_the_page_of_settings_is_the_settings() -> None:
