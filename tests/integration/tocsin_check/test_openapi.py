@@ -57,6 +57,7 @@ async def test_the_checker_answers_as_described(address: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_the_checker_answers_as_described_to_hundreds_of_inventions(address: str, tmp_path: Path) -> None:
     code, said = await schemathesis(address, tmp_path, invented=200)
     assert code == 0, said
