@@ -29,10 +29,10 @@ from tocsin import broker
 from tocsin.stack import process
 from tocsin.stack.nats_server import NatsServer
 from tocsin.subject import Pattern
-from tocsin_gateway.channels import Channel
-from tocsin_gateway.frames import StreamEvent
-from tocsin_gateway.session import Session
-from tocsin_gateway.subscription import Subscription
+from tocsin_gateway.delivery.channels import Channel
+from tocsin_gateway.delivery.frames import StreamEvent
+from tocsin_gateway.sessions.session import Session
+from tocsin_gateway.sessions.subscription import Subscription
 
 SOURCE = "shop"
 TABLES = ("orders", "lines", "customers")

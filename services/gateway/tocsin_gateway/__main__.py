@@ -19,17 +19,17 @@ from tocsin.service import bind, configure_logging, run_service, serve_http
 from tocsin.settings import Settings, load_settings
 from tocsin.subject import encode_token
 from tocsin.tracing import Exporter
-from tocsin_gateway.access import Access, check_exposure
+from tocsin_gateway.admission.access import Access, check_exposure
+from tocsin_gateway.admission.headcount import SharedHeadcount
 from tocsin_gateway.app import STATIC, create_app
-from tocsin_gateway.catalogue import Catalogue
 from tocsin_gateway.colleagues import Worker, metrics_route, tell
+from tocsin_gateway.endpoints.catalogue import Catalogue
+from tocsin_gateway.endpoints.state import State, state_route
+from tocsin_gateway.endpoints.why import Why, why_route
 from tocsin_gateway.gateway import Gateway
-from tocsin_gateway.headcount import SharedHeadcount
 from tocsin_gateway.limits import Limits, chosen_limits
 from tocsin_gateway.server import protocols
-from tocsin_gateway.state import State, state_route
 from tocsin_gateway.tracing import Tracing
-from tocsin_gateway.why import Why, why_route
 from tocsin_gateway.workers import supervise
 
 log = structlog.get_logger("tocsin.gateway")

@@ -15,15 +15,15 @@ from starlette.types import Receive, Scope, Send
 from tocsin import __version__
 from tocsin.api_page import POLICY, api_page
 from tocsin.service import add_health
-from tocsin_gateway.catalogue import Catalogue
-from tocsin_gateway.connection import Connection
-from tocsin_gateway.credentials import presented
+from tocsin_gateway.admission.credentials import presented
+from tocsin_gateway.endpoints.catalogue import Catalogue
+from tocsin_gateway.endpoints.connection import Connection
+from tocsin_gateway.endpoints.history_route import history_route
+from tocsin_gateway.endpoints.sse import EventStream
+from tocsin_gateway.endpoints.ticket_office import ticket_office
+from tocsin_gateway.endpoints.visitor import REFUSALS, refusal, token_described
 from tocsin_gateway.gateway import Gateway
-from tocsin_gateway.history_route import history_route
 from tocsin_gateway.protocol import ProtocolError
-from tocsin_gateway.sse import EventStream
-from tocsin_gateway.ticket_office import ticket_office
-from tocsin_gateway.visitor import REFUSALS, refusal, token_described
 
 STATIC: Final = Path(__file__).parent / "static"
 CONSOLE_POLICY: Final = "; ".join(

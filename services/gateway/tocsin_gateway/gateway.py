@@ -15,22 +15,22 @@ from tocsin.access import TokenRefused
 from tocsin.errors import Unavailable
 from tocsin.revocation import Revocations
 from tocsin.service import Readiness
-from tocsin_gateway.access import Access, Grant, Verified, host_allowed, origin_allowed, seconds_left
-from tocsin_gateway.census import Census
-from tocsin_gateway.credentials import Credentials
-from tocsin_gateway.headcount import Headcount
-from tocsin_gateway.hints import Hints
-from tocsin_gateway.history import History
-from tocsin_gateway.hub import Hub
+from tocsin_gateway.admission.access import Access, Grant, Verified, host_allowed, origin_allowed, seconds_left
+from tocsin_gateway.admission.census import Census
+from tocsin_gateway.admission.credentials import Credentials
+from tocsin_gateway.admission.headcount import Headcount
+from tocsin_gateway.admission.tickets import Tickets
+from tocsin_gateway.delivery.outbox import Outbox
 from tocsin_gateway.limits import DRAIN_GROUP, DRAIN_STEP_SECONDS, POSITION_SECONDS, Limits
-from tocsin_gateway.live import Live
 from tocsin_gateway.metrics import Metrics
-from tocsin_gateway.outbox import Outbox
+from tocsin_gateway.presence.live import Live
 from tocsin_gateway.protocol import Close, ProtocolError
-from tocsin_gateway.session import Session
-from tocsin_gateway.snapshot import Snapshots
-from tocsin_gateway.tickets import Tickets
-from tocsin_gateway.watched import Watched
+from tocsin_gateway.sessions.hints import Hints
+from tocsin_gateway.sessions.session import Session
+from tocsin_gateway.source.snapshot import Snapshots
+from tocsin_gateway.source.watched import Watched
+from tocsin_gateway.stream.history import History
+from tocsin_gateway.stream.hub import Hub
 
 
 class Gateway:

@@ -17,7 +17,7 @@ import msgspec
 from tocsin.duration import parse_duration
 from tocsin.position import Position, PositionError
 from tocsin.subject import Pattern, SubjectError
-from tocsin_gateway.condition import ConditionError, Where, parse_where
+from tocsin_gateway.rows.condition import ConditionError, Where, parse_where
 
 VERSION: Final = 1
 MAX_ID: Final = 128

@@ -19,8 +19,8 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame
 from websockets.http11 import Request
 
+from tocsin_gateway.delivery.outbox import EXTENSION, FORGET
 from tocsin_gateway.limits import Limits, read_ahead
-from tocsin_gateway.outbox import EXTENSION, FORGET
 from tocsin_gateway.protocol import Close
 
 ABORT: Final = "tocsin.abort"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from tocsin.tracing import Exporter, Span, parse_parent
-from tocsin_gateway.frames import StreamEvent
+from tocsin_gateway.delivery.frames import StreamEvent
 
 
 class Tracing:

@@ -21,7 +21,7 @@ from tests.support.gateway import RunningGateway, peer
 from tests.support.pipeline import Pipeline, pipeline
 from tests.support.schema import problems, resolve
 from tocsin.client import SubscribeError, subscribe
-from tocsin_gateway.watched import Watched
+from tocsin_gateway.source.watched import Watched
 
 SECRET = "a secret of at least thirty-two bytes"
 ORDERS = "change-public-orders"

@@ -15,7 +15,7 @@ from tests.support.gateway import RunningGateway, numbers, peer
 from tests.support.stream import Stream
 from tocsin import broker
 from tocsin.stack.process import free_port
-from tocsin_gateway.access import Access
+from tocsin_gateway.admission.access import Access
 from tocsin_gateway.app import create_app
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import Limits

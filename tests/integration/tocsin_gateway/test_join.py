@@ -11,7 +11,9 @@ import pytest
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import EPOCH_TWO, Stream
 from tocsin.subject import Pattern
-from tocsin_gateway import consumer, limits, recovery, replay, session, telling
+from tocsin_gateway import limits
+from tocsin_gateway.sessions import recovery, session, telling
+from tocsin_gateway.stream import consumer, replay
 
 
 def expected(stream: Stream, pattern: str, position: str) -> list[int]:

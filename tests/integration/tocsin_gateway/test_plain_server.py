@@ -19,7 +19,7 @@ from tocsin import broker
 from tocsin.access import TokenRules
 from tocsin.service import bind, serve_http
 from tocsin.stack.process import free_port
-from tocsin_gateway.access import Access
+from tocsin_gateway.admission.access import Access
 from tocsin_gateway.app import create_app
 from tocsin_gateway.gateway import Gateway
 from tocsin_gateway.limits import Limits

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from tocsin_gateway.change import Values, fields_of
-from tocsin_gateway.condition import Where
-from tocsin_gateway.pushdown import pushed
+from tocsin_gateway.rows.change import Values, fields_of
+from tocsin_gateway.rows.condition import Where
+from tocsin_gateway.source.pushdown import pushed
 from tocsin_listener.install import install
 from tocsin_listener.watch import watch
 

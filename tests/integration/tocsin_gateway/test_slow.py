@@ -14,7 +14,7 @@ from tests.integration.tocsin_gateway.test_hostile import resident
 from tests.support.gateway import Peer, RunningGateway, numbers, peer
 from tests.support.stream import Stream
 from tocsin_gateway.limits import PAGES_AT_ONCE
-from tocsin_gateway.replay import Pages
+from tocsin_gateway.stream.replay import Pages
 
 
 async def stalled(gateway: RunningGateway, *messages: str) -> Any:

@@ -14,7 +14,7 @@ from tests.support import servers
 from tests.support.gateway import RunningGateway, peer, running_gateway
 from tests.support.stream import Stream
 from tocsin import broker
-from tocsin_gateway.why import SEARCHES
+from tocsin_gateway.endpoints.why import SEARCHES
 
 SECRET = "a secret of at least thirty-two bytes"
 

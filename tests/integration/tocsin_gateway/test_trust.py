@@ -25,8 +25,8 @@ from tests.support.gateway import Peer, RunningGateway, numbers, peer, running_g
 from tests.support.key_server import ec_key, key_server, rsa_key
 from tests.support.stream import Stream
 from tocsin import revocation
-from tocsin_gateway import tickets
-from tocsin_gateway.history import History, Page
+from tocsin_gateway.admission import tickets
+from tocsin_gateway.stream.history import History, Page
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 

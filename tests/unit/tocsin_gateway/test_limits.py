@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tocsin.access import MAX_TOKEN
 from tocsin.errors import OperatorError
 from tocsin.subject import MAX_PATTERN, MAX_TOKENS
-from tocsin_gateway.census import Census, Visit
-from tocsin_gateway.grant import MAX_PATTERNS
-from tocsin_gateway.headcount import SharedHeadcount
+from tocsin_gateway.admission.census import Census, Visit
+from tocsin_gateway.admission.grant import MAX_PATTERNS
+from tocsin_gateway.admission.headcount import SharedHeadcount
 from tocsin_gateway.limits import JOIN_BUFFER_BYTES, REPLAY_PAGE, REPLAY_PAGE_BYTES, Limits, chosen_limits
 from tocsin_gateway.protocol import MAX_ID, ProtocolError
 

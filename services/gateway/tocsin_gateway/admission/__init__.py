@@ -1,0 +1,1 @@
+"""Who may come in, how many, and what they may see."""

@@ -1,0 +1,1 @@
+"""What the gateway answers on: the socket, server-sent events, and plain HTTP."""

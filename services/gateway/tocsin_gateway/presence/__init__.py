@@ -1,0 +1,1 @@
+"""What clients say to one another: live messages, and who is there."""

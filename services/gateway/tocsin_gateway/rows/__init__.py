@@ -1,0 +1,1 @@
+"""A row's values, and what is asked of them. Pure."""

@@ -1,0 +1,1 @@
+"""One client: what it asked for, how it gets there, and what it is told."""
