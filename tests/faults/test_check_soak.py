@@ -20,7 +20,7 @@ from tests.integration.tocsin_check.test_repair import EXACT
 from tests.support.weather import HOT, PLANTED, TOUCHED, Tally, Weather
 from tocsin import postgres
 from tocsin.errors import OperatorError, Unavailable
-from tocsin_check.audit import TableAudit
+from tocsin_check.audit import FIRST_BLOCK, TableAudit
 from tocsin_check.checker import Checker
 from tocsin_check.fence import Lagging
 from tocsin_check.replicate import replicate
@@ -114,7 +114,10 @@ async def _audit_all(pair: Pair, count: Count, expected: dict[str, set[str]] | N
                 for table in await Checker(pair.source.url(), pair.replica.url(), exact=True).take_stock(sides):
                     if isinstance(table, Comparable):
                         name = str(table.name)
-                        drifted = await _audit(TableAudit(sides, table, patience=random.choice((0.3, 3))), name, count)
+                        audit = TableAudit(sides, table, patience=random.choice((0.3, 3)))
+                        # Small ones, too, so that the tables have several blocks.
+                        audit._block = random.choice((20, FIRST_BLOCK))
+                        drifted = await _audit(audit, name, count)
                         assert drifted <= allowed.get(name, set()), f"false alarms in {name}: {drifted - allowed.get(name, set())}"
                         found[name] = found.get(name, set()) | (drifted & wanted.get(name, set()))
         except LOST:

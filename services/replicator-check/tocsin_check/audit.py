@@ -6,20 +6,18 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
-import asyncpg
-
 from tocsin_check import inventory
-from tocsin_check.fence import Mark
+from tocsin_check.blocks import BUCKETS, Block, Blocks, Digests
 from tocsin_check.judgement import BATCH, both, judge
 from tocsin_check.key_audit import KeyAudit
 from tocsin_check.outcome import Changed, Outcome
 from tocsin_check.pace import Pace
-from tocsin_check.reading import Part, Reading
+from tocsin_check.reading import Part
 from tocsin_check.search import Search
 from tocsin_check.sides import Sides
 from tocsin_check.table import Comparable
@@ -30,12 +28,9 @@ FIRST_BLOCK: Final = 12_500
 FIRST_GENTLE: Final = 2_500
 SMALLEST_BLOCK: Final = 500
 LARGEST_BLOCK: Final = 100_000
+LEAST_DENSE: Final = 1 / 8
+"""Rows a key of a range whose keys are chosen before it is read."""
 
-BUCKETS: Final = 512
-"""Into about so many a block is cut where it differs."""
-GREATEST: Final[Mapping[str, int]] = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
-# Rows that do not lie in the key's order are better read by a range, whose pages the planner can take in their own order.
-_IN_ORDER: Final = "SELECT abs(correlation) > 0.9 FROM pg_stats WHERE schemaname::text = $1 AND tablename::text = $2 AND attname::text = $3 AND NOT inherited"
 MOST_HELD: Final = 8
 """Blocks that wait at most until what drifted in them is judged together, at full speed."""
 AHEAD: Final = 3
@@ -43,25 +38,6 @@ AHEAD: Final = 3
 GENTLY_AHEAD: Final = 2
 MOST_UNEQUAL: Final = BUCKETS // 3
 """Where more of them differ, the whole block is searched."""
-Digests = dict[int, tuple[int, int]]
-"""By bucket: how many rows, and the fold of their hashes; a block that is not cut has the one bucket 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A range of keys, the digests of the source's rows in it, and the marker that was written afterwards; `shift` is None where it is not cut."""
-
-    low: Key | None
-    high: Key | None
-    shift: int | None
-    digests: Digests
-    mark: Mark | None = None
-
-    @property
-    def rows(self) -> int:
-        return sum(rows for rows, _ in self.digests.values())
-
-
 OnBlock = Callable[[Outcome], Awaitable[None]]
 
 
@@ -72,6 +48,9 @@ class TableAudit:
     it; each source read lies before its own block's fence, and nothing else is asked of their order. The two sides' readers are tasks of their own:
     who uses a session holds its lock, and who needs both takes the source's first. The seed is drawn anew for each audit, so two rows
     whose hashes happen to be equal this time differ the next time.
+
+    At full speed, where keys lie densely, both sides of a block are read at the same time, without a fence: what is equal needs no proof of the order.
+    The first block that is not is read again on the replica behind its fence, and so are all after it, and always the table's end.
     """
 
     def __init__(self, sides: Sides, table: Comparable, *, patience: float = 5.0, pace: Pace | None = None, on_block: OnBlock | None = None) -> None:
@@ -82,10 +61,10 @@ class TableAudit:
         self._on_block = on_block
         self._block = FIRST_BLOCK if self._pace.fast else FIRST_GENTLE
         self._fine = False
-        self._in_order: bool | None = None
+        self._all_equal = True
         self._seed = secrets.randbits(62)
         self._search = Search(sides, table, self._seed, patience)
-        self._bits: int | None = None
+        self._blocks = Blocks(sides, table, self._seed, self._search)
         self._source_free, self._replica_free = asyncio.Lock(), asyncio.Lock()
         self._ahead = asyncio.Semaphore(AHEAD if self._pace.fast else GENTLY_AHEAD)
 
@@ -107,6 +86,8 @@ class TableAudit:
 
     async def _read_blocks(self, low: Key | None, until: float | None, outcome: Outcome, blocks: asyncio.Queue[Block | None]) -> None:
         """The source's side of all blocks, then None; no further ahead than the pace lets it."""
+        if self._pace.fast and until is None:
+            low = await self._read_dense(low, outcome, blocks)
         while True:
             await self._ahead.acquire()
             block = await self._read_block(low, outcome)
@@ -120,8 +101,7 @@ class TableAudit:
         """Where blocks differ some are held back, so that what drifted in them is searched and judged at once, under one fence."""
         held: list[tuple[Block, list[Part]]] = []
         while (block := await blocks.get()) is not None:
-            async with self._replica_free:
-                theirs = await self._replica_digests(block)
+            theirs = await self._replica_digests(block)
             parts: list[Part] = []
             if theirs != block.digests:
                 async with self._source_free, self._replica_free:
@@ -180,66 +160,47 @@ class TableAudit:
         if outcome.counts and await inventory.stamps(self._sides, self._table.name) != self._table.stamps:
             raise Changed
 
+    async def _read_dense(self, low: Key | None, outcome: Outcome, blocks: asyncio.Queue[Block | None]) -> Key | None:
+        """Blocks whose keys are known before they are read, so that the replica can be read at the same time, as long as both are equal and the keys
+        dense; where the others begin. A range has at most as many rows as keys, whatever lies in it.
+        """
+        async with self._source_free, self._replica_free:
+            extent = await self._blocks.extent(low)
+        if extent is None:
+            return low
+        begin, end = extent
+        while self._all_equal and begin <= end:
+            await self._ahead.acquire()
+            width = min(self._block, end + 1 - begin)
+            begin += width
+            block = Block(low, (str(begin),), read=asyncio.Event())
+            blocks.put_nowait(block)
+            await self._at_pace(partial(self._blocks.read, block), outcome)
+            low = block.high
+            if block.rows < width * LEAST_DENSE:
+                break
+        return low
+
     async def _read_block(self, low: Key | None, outcome: Outcome) -> Block:
-        """The source's side of the block that begins at `low`, after a pause that keeps to the pace."""
+        """The source's side of the block that begins at `low`."""
+        block = await self._at_pace(lambda: self._blocks.next(low, self._block, fine=self._fine), outcome)
+        block.mark = await self._sides.fence.mark()
+        return block
+
+    async def _at_pace(self, read: Callable[[], Awaitable[Block]], outcome: Outcome) -> Block:
+        """Read the source, after a pause that keeps to the pace."""
         await self._pace.rest()
         if self._pace.looks:
             async with self._source_free, self._replica_free:
                 await self._pace.clear(self._sides)
         async with self._source_free:
             begun = time.monotonic()
-            block = await (self._read_piece(low) if self._in_order else self._read_range(low))
-            if self._in_order is None and block.high is not None:
-                self._in_order = await self._lies_in_order()
+            block = await read()
             seconds = time.monotonic() - begun
         outcome.source_seconds += seconds
         self._adapt(seconds)
         self._pace.spent(seconds, block.rows)
-        return replace(block, mark=await self._sides.fence.mark())
-
-    async def _read_range(self, low: Key | None) -> Block:
-        reading = self._table.source
-        high = None
-        if reading.unique:  # ordered by hash, each range would cost a full scan; the whole table is one block
-            sql, arguments = reading.boundary_sql(low, self._block)
-            found = await self._sides.source.fetchval(sql, *arguments)
-            high = tuple(found) if found is not None else None
-        shift = await self._shift(low, high) if self._fine and reading.divisible else None
-        return Block(low, high, shift, await self._digests(self._sides.source, reading, low, high, shift))
-
-    async def _read_piece(self, low: Key | None) -> Block:
-        """The block ends just after the last key that was read, where it is full and a greater key can be."""
-        reading, limit = self._table.source, self._block
-        shift = self._bits if self._fine else None
-        sql, arguments = reading.piece_sql(low, limit, self._seed, shift)
-        found = await self._sides.source.fetch(sql, *arguments)
-        digests = {row["bucket"]: (row["rows"], row["h"]) for row in found}
-        last = max((row["last"] for row in found if row["last"] is not None), default=0)
-        goes_on = sum(rows for rows, _ in digests.values()) == limit and last < GREATEST[reading.key[0].type]
-        return Block(low, (str(last + 1),) if goes_on else None, shift, digests)
-
-    async def _lies_in_order(self) -> bool:
-        source, replica, name = self._table.source, self._table.replica, self._table.name
-        if not source.divisible or source.key[0].type not in GREATEST or replica.key[0].type != source.key[0].type:
-            return False
-        return bool(await self._sides.source.fetchval(_IN_ORDER, name.schema, name.name, source.key[0].name))
-
-    async def _shift(self, low: Key | None, high: Key | None) -> int:
-        """By how many bits keys are cut, so that the range has about BUCKETS buckets."""
-        sql, arguments = self._table.source.extent_sql(low, high)
-        row = await self._sides.source.fetchrow(sql, *arguments)
-        width = row["high"] - row["low"] + 1 if row is not None and row["low"] is not None else 1
-        return min(62, max(0, (width // BUCKETS).bit_length()))
-
-    async def _digests(self, connection: asyncpg.Connection, reading: Reading, low: Key | None, high: Key | None, shift: int | None) -> Digests:
-        with self._search.timed(connection):
-            if shift is None:
-                sql, arguments = reading.digest_sql(low, high, self._seed)
-                row = await connection.fetchrow(sql, *arguments)
-                assert row is not None
-                return {0: (int(row["rows"]), int(row["h"]))}
-            sql, arguments = reading.buckets_sql(low, high, self._seed, shift)
-            return {row["bucket"]: (row["rows"], row["h"]) for row in await connection.fetch(sql, *arguments)}
+        return block
 
     def _adapt(self, seconds: float) -> None:
         """Blocks of about the pace's slice by a moving average."""
@@ -247,9 +208,21 @@ class TableAudit:
         self._block = int(min(max((self._block + wanted) / 2, SMALLEST_BLOCK), self._block * 4, LARGEST_BLOCK))
 
     async def _replica_digests(self, block: Block) -> Digests:
+        """Behind the block's fence, unless they are equal without."""
+        if block.read is not None:
+            if self._all_equal:
+                async with self._replica_free:
+                    theirs = await self._blocks.copied(block)
+                await block.read.wait()
+                if theirs == block.digests:
+                    return theirs
+                self._all_equal = False
+            await block.read.wait()
+            block.mark = await self._sides.fence.mark()
         assert block.mark is not None
-        await self._sides.fence.arrived(block.mark, self._patience)
-        return await self._digests(self._sides.replica, self._table.replica, block.low, block.high, block.shift)
+        async with self._replica_free:
+            await self._sides.fence.arrived(block.mark, self._patience)
+            return await self._blocks.copied(block)
 
     async def _parts(self, block: Block, theirs: Digests) -> list[Part]:
         """What of a block has to be searched.
@@ -257,7 +230,7 @@ class TableAudit:
         A table without a key is one block of any size; by its hash it is taken in even parts, so that memory stays bounded. Buckets
         need no fence of their own: a row that has drifted makes them differ whenever they are read.
         """
-        source, replica, low, high = self._table.source, self._table.replica, block.low, block.high
+        source, low, high = self._table.source, block.low, block.high
         if not source.unique:
             rows = max(block.rows, sum(rows for rows, _ in theirs.values()))
             count = -(-rows // LARGEST_BLOCK)
@@ -265,10 +238,7 @@ class TableAudit:
             return [Part(*bound) for bound in itertools.pairwise([low, *bounds, high])]
         shift, ours = block.shift, block.digests
         if shift is None and source.divisible:
-            shift = self._bits = await self._shift(low, high)
-            ours, theirs = await both(
-                self._digests(self._sides.source, source, low, high, shift), self._digests(self._sides.replica, replica, low, high, shift)
-            )
+            shift, ours, theirs = await self._blocks.cut(block)
         unequal = tuple(bucket for bucket in ours.keys() | theirs.keys() if ours.get(bucket) != theirs.get(bucket))
         if shift is None or len(unequal) > MOST_UNEQUAL:
             return [Part(low, high)]
