@@ -46,13 +46,42 @@ SETTLING = 0.15
 TURNS = ("without", "with", "without too", "burning")
 
 
-def signalled() -> asyncio.Event:
-    """Set by SIGUSR1, cleared by SIGUSR2. To stop the whole process would count a read that is cut in two as a slow one."""
-    going = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, going.set)
-    loop.add_signal_handler(signal.SIGUSR2, going.clear)
-    return going
+class Turns:
+    """Going from SIGUSR1 on, halted from SIGUSR2 on. To stop the whole process would count a read that is cut in two as a slow one."""
+
+    def __init__(self) -> None:
+        self.going, self.halted = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, self._go)
+        loop.add_signal_handler(signal.SIGUSR2, self._halt)
+
+    def _go(self) -> None:
+        self.halted.clear()
+        self.going.set()
+
+    def _halt(self) -> None:
+        self.going.clear()
+        self.halted.set()
+
+    async def rest(self, seconds: float) -> None:
+        """So much of the time in which it is going; it is going when this returns."""
+        await self.going.wait()
+        while seconds > 0:
+            begun = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.halted.wait()
+            seconds -= time.monotonic() - begun
+            await self.going.wait()
+
+
+class PaceInTurns(Pace):
+    """Its rests stand still while it is halted, so that no read that was due then begins with the next slice, or beside it."""
+
+    turns: Turns
+
+    async def rest(self) -> None:
+        await self.turns.rest(self.due - time.monotonic())
 
 
 def cpu_seconds(*pids: int) -> float:
@@ -61,19 +90,15 @@ def cpu_seconds(*pids: int) -> float:
 
 async def audit_for_ever(source_url: str, replica_url: str, share: float) -> None:
     """One full audit after the other, until the process is killed; after each block a line with the rows, the blocks and the CPU seconds so far."""
-    going = signalled()
-    going.set()
-    pace = Pace(share, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING, gives_way=True)
+    pace = PaceInTurns(share, active=MOST_ACTIVE, lag=MOST_LAG, retained=RETAINED_WARNING, gives_way=True)
+    pace.turns = Turns()
+    pace.turns.going.set()
     rows = blocks = 0
 
     async def on_block(outcome: Outcome) -> None:
         nonlocal blocks
         blocks += 1
         print(rows + outcome.rows, blocks, cpu_seconds(*pids, os.getpid()), flush=True)
-        if not going.is_set():
-            rest = pace.due - time.monotonic()
-            await going.wait()
-            pace.due = time.monotonic() + random.random() * rest  # else each slice would begin with a read
 
     async with open_sides(source_url, replica_url) as sides:
         pids = [connection.get_server_pid() for connection in (sides.source, sides.replica, sides.fence._marker)]  # noqa: SLF001
@@ -85,7 +110,7 @@ async def audit_for_ever(source_url: str, replica_url: str, share: float) -> Non
 
 async def burn_for_ever() -> None:
     """Each line of the standard input has the CPU seconds of a piece, and how many pieces a second."""
-    going = signalled()
+    going = Turns().going
     print(flush=True)
     while True:
         await going.wait()

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         0.05,
         gt=0,
         le=1,
-        description="The share of one backend of the source that the checker may take, over 0 and at most 1; a fifth of it beside others' work",
+        description="The share of one backend of the source that the checker may take, over 0 and at most 1; a twenty-fifth of it beside others' work",
     )
     check_max_rows: int | None = Field(None, ge=1, description="How many rows a second the checker may read at most; default: no limit")
     check_exact: bool = Field(False, description="1 compares bit for bit: 1.0 and 1.00 differ; otherwise equal is what SQL calls equal")

@@ -52,7 +52,7 @@ class KeyAudit:
         hashes = await self._source_hashes(keys)
         seconds = time.monotonic() - begun
         self.at_source += seconds
-        self._pace.spent(seconds, len(hashes))
+        self._pace.spent(seconds, len(hashes), following=True)
         return hashes
 
     async def _source_hashes(self, keys: Sequence[Key]) -> Hashes:

@@ -14,10 +14,12 @@ MOST_ACTIVE: Final = 25
 """Backends at work on the source, and below, seconds of lag: where the service pauses."""
 MOST_LAG: Final = 1.0
 BUSY: Final = 50.0
-"""Transactions a second beside which an audit takes _YIELDING of its share: more than Tocsin's other parts make where nothing happens."""
+"""Transactions a second beside which an audit takes less of its share: more than Tocsin's other parts make where nothing happens."""
 _OWN: Final = 2
 """Transactions that a read of ours makes: itself, and its marker."""
-_YIELDING: Final = 0.2
+_YIELDING: Final = 0.04
+_FOLLOWING: Final = 0.2
+"""How much of it: to read whole blocks, and to read the keys that writers change, which else would only become more."""
 _LOOK_EVERY: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds that one block waits at most, so that an audit of a source that is always busy comes to its end, too."""
@@ -78,12 +80,12 @@ class Pace:
         limited = self.gives_way or self.active is not None or self.lag is not None or self.retained is not None
         return limited and (self.waiting is not None or time.monotonic() - self.looked >= _LOOK_EVERY)
 
-    def spent(self, seconds: float, rows: int) -> None:
-        """A read took the source `seconds`: the next one is due only after the rest that this one has earned."""
+    def spent(self, seconds: float, rows: int, *, following: bool = False) -> None:
+        """A read took the source `seconds`: the next one is due only after the rest that this one has earned. `following`: of keys that were changed."""
         self.reads += 1
         pause = seconds * (1 / self.share - 1)
         if self.busy and self.share <= _GENTLE:
-            pause += min(seconds * (1 / _YIELDING - 1) / self.share, _LONGEST_PAUSE)
+            pause += min(seconds * (1 / (_FOLLOWING if following else _YIELDING) - 1) / self.share, _LONGEST_PAUSE)
         if self.rows_per_second is not None:
             pause = max(pause, rows / self.rows_per_second - seconds)
         if pause > 0:

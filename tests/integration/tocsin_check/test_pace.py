@@ -68,7 +68,7 @@ async def test_an_audit_pauses_for_work_lag_and_wal_and_goes_on_when_they_are_go
 async def test_an_audit_gives_way_to_writers_and_not_to_its_own_transactions(
     setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str
 ) -> None:
-    """Beside writers it takes a fifth of its share. The statistics are the server's, and other tests use it, so the quiet half asks its arithmetic alone."""
+    """The statistics are the server's, and other tests use it, so the quiet half asks its arithmetic alone."""
     await source.execute("CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 20000) i")
     await setup("t")
     stop = asyncio.Event()

@@ -30,7 +30,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (Pace(rows_per_second=1000), 2.0, 1000, []),
         (Pace(share=0.5, rows_per_second=1000), 0.4, 1000, [0.6]),
         (Pace(share=0.1, rows_per_second=1000), 0.4, 1000, [3.6]),
-        (Pace(share=0.05, busy=True), 0.01, 1000, [0.99]),
+        (Pace(share=0.05, busy=True), 0.01, 1000, [4.99]),
         (Pace(share=0.05, busy=True), 10.0, 1000, [190 + 60]),
         (Pace(share=0.75, busy=True), 0.3, 1000, [0.1]),
     ],
@@ -39,6 +39,13 @@ async def test_the_longer_of_both_rests_is_taken(kind: Pace, seconds: float, row
     kind.spent(seconds, rows)
     await kind.rest()
     assert slept == pytest.approx(expected, abs=0.1)
+
+
+async def test_keys_that_writers_change_are_read_at_a_greater_share_than_the_rest(slept: list[float]) -> None:
+    kind = Pace(share=0.05, busy=True)
+    kind.spent(0.01, 1000, following=True)
+    await kind.rest()
+    assert slept == pytest.approx([0.99], abs=0.1)
 
 
 async def test_a_worry_holds_a_block_back_until_it_is_gone_and_for_a_minute_at_most(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
