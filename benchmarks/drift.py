@@ -27,11 +27,11 @@ import asyncpg
 
 from benchmarks.report import report
 from tests.support.pipeline import Pipeline, pipeline
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
 
 TABLE = "CREATE TABLE t (id bigint PRIMARY KEY, a int, b text, at timestamptz, amount numeric(12,2), u uuid, doc jsonb, f float8)"
 FILL = """

@@ -27,15 +27,15 @@ import asyncpg
 from benchmarks.drift import FILL, TABLE
 from benchmarks.report import quantile, report
 from tests.support.pipeline import Pipeline, pipeline
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import SHARE, Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.findings import RETAINED_WARNING
-from tocsin_check.outcome import Outcome
-from tocsin_check.pace import MOST_ACTIVE, MOST_LAG, Pace
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.catalog.findings import RETAINED_WARNING
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.pace import MOST_ACTIVE, MOST_LAG, Pace
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import SHARE, Checker
 
 SCRIPT = "\\set id random(1, {rows})\nUPDATE t SET a = a + 1 WHERE id = :id;\n"
 WRITERS = 4

@@ -13,14 +13,14 @@ from benchmarks.drift import FILL, TABLE
 from benchmarks.report import report
 from tests.support.pipeline import pipeline
 from tocsin.settings import load_settings
-from tocsin_check.changes import Changes
-from tocsin_check.checker import Checker
-from tocsin_check.feed import Feed, follow
-from tocsin_check.incremental import Incremental
-from tocsin_check.pace import Pace
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.changes import Changes
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.feed import Feed, follow
+from tocsin_check.watch.incremental import Incremental
 
 CHANGED = 1_000
 

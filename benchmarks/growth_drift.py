@@ -12,11 +12,11 @@ import asyncpg
 from benchmarks.drift import FILL, TABLE
 from benchmarks.report import report
 from tests.support.pipeline import Pipeline, pipeline
-from tocsin_check.checker import Checker
-from tocsin_check.pace import Pace
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
 
 WIDE_COLUMNS = 60
 WIDE = f"CREATE TABLE t (id bigint PRIMARY KEY, {', '.join(f'c{i} text' for i in range(WIDE_COLUMNS))})"

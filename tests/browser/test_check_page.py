@@ -19,7 +19,7 @@ from tests.support import servers
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check.__main__ import serve
-from tocsin_check.replicate import replicate
+from tocsin_check.replication.replicate import replicate
 
 pytestmark = pytest.mark.browser
 SHOTS = os.environ.get("TOCSIN_TEST_SCREENSHOTS")

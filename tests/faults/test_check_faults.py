@@ -15,12 +15,12 @@ import pytest_asyncio
 from tests.support.servers import FAST
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.replicate import replicate
-from tocsin_check.report import Status
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.report import Status
 
 
 @dataclass

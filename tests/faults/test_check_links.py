@@ -14,12 +14,12 @@ import pytest_asyncio
 from tests.faults.test_check_faults import Pair, running_pair, until
 from tests.support.proxy import TcpProxy
 from tocsin.stack.postgres_server import PostgresServer
-from tocsin_check import audit as audit_module
 from tocsin_check import sessions
-from tocsin_check.checker import Checker
-from tocsin_check.pace import Pace
-from tocsin_check.replicate import replicate
-from tocsin_check.report import TableReport
+from tocsin_check.auditing import audit as audit_module
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.report import TableReport
 
 ROWS = 120_000
 

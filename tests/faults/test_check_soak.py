@@ -20,13 +20,13 @@ from tests.integration.tocsin_check.test_repair import EXACT
 from tests.support.weather import HOT, PLANTED, TOUCHED, Tally, Weather
 from tocsin import postgres
 from tocsin.errors import OperatorError, Unavailable
-from tocsin_check.audit import FIRST_BLOCK, TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.verdict import DRIFT
+from tocsin_check.auditing.audit import FIRST_BLOCK, TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.rows.verdict import DRIFT
+from tocsin_check.watch.checker import Checker
 
 MINUTES = float(os.environ.get("TOCSIN_TEST_SOAK_MINUTES", "20"))
 SHARE = min(30.0, MINUTES * 10)

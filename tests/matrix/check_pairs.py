@@ -18,13 +18,13 @@ from tests.support.servers import FAST
 from tocsin.errors import OperatorError
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
-from tocsin_check import inventory
-from tocsin_check.checker import Checker
-from tocsin_check.ledger import Ledger
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check.catalog import inventory
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.replication.unreplicate import unreplicate
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.ledger import Ledger
 
 PROGRAMS = {version: Path(folder) if folder else None for version, _, folder in (e.partition("=") for e in os.environ["TOCSIN_TEST_PAIRS"].split(os.pathsep))}
 MAJORS = [version for version in PROGRAMS if "." not in version]

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
 from tocsin.service import Readiness, add_health
-from tocsin_check.checker import Checker
 from tocsin_check.metrics import Metrics as CheckMetrics
 from tocsin_check.metrics import ReportCollector
+from tocsin_check.watch.checker import Checker
 from tocsin_gateway.metrics import Metrics as GatewayMetrics
 from tocsin_listener.meters import Meters
 

@@ -22,15 +22,15 @@ from tocsin.errors import OperatorError, Unavailable
 from tocsin.service import configure_logging
 from tocsin.settings import Settings, load_settings
 from tocsin.stack.running import here
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.outcome import Outcome
-from tocsin_check.pace import Pace
-from tocsin_check.repair import Repair
-from tocsin_check.report import EXIT_CODES, Report
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.values import values
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.auditing.repair import Repair
+from tocsin_check.auditing.values import values
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.report import EXIT_CODES, Report
 
 _AGAIN_AFTER: Final = 5.0
 _INTERRUPTED: Final = 130

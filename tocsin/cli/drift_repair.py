@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from tocsin import postgres
-from tocsin_check import repair, sessions
-from tocsin_check.auditor import PATIENCE
-from tocsin_check.checker import Checker
-from tocsin_check.repair import Repair
-from tocsin_check.sides import Sides
-from tocsin_check.table import Comparable
+from tocsin_check import sessions
+from tocsin_check.auditing import repair
+from tocsin_check.auditing.repair import Repair
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import Sides
+from tocsin_check.watch.auditor import PATIENCE
+from tocsin_check.watch.checker import Checker
 
 _ROUNDS: Final = 100
 _HEAD: Final = """-- By tocsin drift --repair. Run it on the replica, soon: psql -v ON_ERROR_STOP=1 -f FILE

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from tocsin_check.repair import Repair
-from tocsin_check.report import Report, Status
-from tocsin_check.values import Pair
+from tocsin_check.auditing.repair import Repair
+from tocsin_check.auditing.values import Pair
+from tocsin_check.watch.report import Report, Status
 
 COLOURS: Final[dict[Status, str]] = {
     "in_sync": "green",

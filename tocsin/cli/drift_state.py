@@ -10,11 +10,11 @@ from typing import Final
 from pydantic import BaseModel, ValidationError
 
 from tocsin.errors import OperatorError
-from tocsin_check.outcome import Outcome
-from tocsin_check.report import TableReport
-from tocsin_check.sides import Sides
-from tocsin_check.table import Comparable
-from tocsin_check.unfinished import Begun, Reached, shape_of
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import Sides
+from tocsin_check.watch.report import TableReport
+from tocsin_check.watch.unfinished import Begun, Reached, shape_of
 
 KEPT: Final = timedelta(days=1)
 _EVERY: Final = 2.0

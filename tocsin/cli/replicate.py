@@ -14,8 +14,8 @@ from rich.progress import Progress as Bars
 from tocsin.errors import OperatorError
 from tocsin.settings import Settings, load_settings
 from tocsin.stack.running import here
-from tocsin_check.replicate import Progress, Replicated, replicate
-from tocsin_check.unreplicate import Dropped, unreplicate
+from tocsin_check.replication.replicate import Progress, Replicated, replicate
+from tocsin_check.replication.unreplicate import Dropped, unreplicate
 
 _PHASES = {
     "schema": "copying the tables' schema",

@@ -19,7 +19,7 @@ def command(database_url: DatabaseUrl = None) -> None:
 
     Example: `tocsin uninstall --database-url postgresql://postgres@localhost/shop`
     """
-    from tocsin_check.unreplicate import replication_left
+    from tocsin_check.replication.unreplicate import replication_left
     from tocsin_listener.install import uninstall
 
     async def remove(connection: asyncpg.Connection) -> tuple[bool, list[str]]:

@@ -35,7 +35,7 @@ class ServiceRooms:
         await watch(connection, tables=[table], route=list(route))
 
     async def replicate(self, source_url: str, replica_url: str, tables: Sequence[str]) -> None:
-        from tocsin_check.replicate import replicate
+        from tocsin_check.replication.replicate import replicate
 
         await replicate(source_url=source_url, replica_url=replica_url, tables=tables)
 

@@ -18,16 +18,16 @@ from tocsin.service import Readiness
 from tocsin.settings import Settings, load_settings
 from tocsin_check import sessions
 from tocsin_check.app import make_app
-from tocsin_check.changes import Changes
-from tocsin_check.checker import Checker
-from tocsin_check.feed import Feed, follow
-from tocsin_check.findings import RETAINED_WARNING
+from tocsin_check.catalog.findings import RETAINED_WARNING
+from tocsin_check.fencing.pace import MOST_ACTIVE, MOST_LAG, Pace
 from tocsin_check.guard import guard
-from tocsin_check.history import History
 from tocsin_check.metrics import Metrics, ReportCollector
-from tocsin_check.pace import MOST_ACTIVE, MOST_LAG, Pace
-from tocsin_check.report import summary
-from tocsin_check.unfinished import Unfinished
+from tocsin_check.watch.changes import Changes
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.feed import Feed, follow
+from tocsin_check.watch.history import History
+from tocsin_check.watch.report import summary
+from tocsin_check.watch.unfinished import Unfinished
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:

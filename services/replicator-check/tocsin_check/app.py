@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from tocsin import __version__
 from tocsin.api_page import POLICY, api_page
 from tocsin.service import Readiness, add_health
-from tocsin_check.asked import Audit
-from tocsin_check.block_map import BlockReport
-from tocsin_check.checker import Checker
 from tocsin_check.guard import REFUSALS, Guard
-from tocsin_check.history import History, LagPoint, Stretch
-from tocsin_check.report import Report, RowPage, TableReport
+from tocsin_check.watch.asked import Audit
+from tocsin_check.watch.block_map import BlockReport
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.history import History, LagPoint, Stretch
+from tocsin_check.watch.report import Report, RowPage, TableReport
 
 LONGEST_PAGE: Final = 1000
 _MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"description": "No such table is replicated"}}

@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tocsin_check.checker import Checker
-from tocsin_check.outcome import Outcome
-from tocsin_check.report import WORST_FIRST, Report, now
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.report import WORST_FIRST, Report, now
 
 
 class Metrics:

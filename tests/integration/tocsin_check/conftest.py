@@ -8,13 +8,13 @@ import pytest
 import pytest_asyncio
 
 from tests.support import servers
-from tocsin_check.checker import Checker
-from tocsin_check.ledger import Ledger
-from tocsin_check.pace import Pace
-from tocsin_check.replicate import replicate
-from tocsin_check.report import TableReport
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.ledger import Ledger
+from tocsin_check.watch.report import TableReport
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import asyncpg
 import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
-from tocsin_check import audit as audit_module
-from tocsin_check.blocks import GREATEST, Block, Blocks
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.outcome import Outcome
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.auditing import audit as audit_module
+from tocsin_check.auditing.blocks import GREATEST, Block, Blocks
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 

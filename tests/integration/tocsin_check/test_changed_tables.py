@@ -10,14 +10,14 @@ import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
 from tocsin.errors import OperatorError
-from tocsin_check import audit as audit_module
 from tocsin_check import sessions
-from tocsin_check.checker import Checker
-from tocsin_check.outcome import Outcome
-from tocsin_check.pace import Pace
-from tocsin_check.report import TableReport
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.auditing import audit as audit_module
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.report import TableReport
 
 Setup = Callable[..., Awaitable[None]]
 Between = Callable[[], Awaitable[None]]

@@ -13,8 +13,8 @@ from tests.support import servers
 from tests.support.stream import EPOCH_TWO, Stream, stream
 from tocsin import broker
 from tocsin.nats_login import NatsLogin
-from tocsin_check.changes import Changes
-from tocsin_check.feed import Feed, follow
+from tocsin_check.watch.changes import Changes
+from tocsin_check.watch.feed import Feed, follow
 
 TABLE = "public.orders"
 

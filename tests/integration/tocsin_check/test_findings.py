@@ -14,14 +14,15 @@ import pytest_asyncio
 from tests.support import servers
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
-from tocsin_check import findings as findings_module
-from tocsin_check import inventory, sessions
-from tocsin_check.checker import Checker
-from tocsin_check.coverage import Facts
-from tocsin_check.findings import CounterWatch, Finding, findings
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check import sessions
+from tocsin_check.catalog import findings as findings_module
+from tocsin_check.catalog import inventory
+from tocsin_check.catalog.coverage import Facts
+from tocsin_check.catalog.findings import CounterWatch, Finding, findings
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.replication.unreplicate import unreplicate
+from tocsin_check.watch.checker import Checker
 
 HARMLESS = "suppress_redundant_updates_trigger"
 Setup = Callable[..., Awaitable[None]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from tocsin_check.hashing import hashed, row_hash
+from tocsin_check.rows.hashing import hashed, row_hash
 from tocsin_check.sessions import PINNED
 
 EDGES = (0, 1, 5, 2**31, 2**32, 2**40 + 3, 2**62, 2**63 - 2)

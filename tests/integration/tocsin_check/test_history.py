@@ -21,8 +21,8 @@ from tocsin.revocation import Revocation, revoke, stream_name
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
 from tocsin_check.__main__ import serve
-from tocsin_check.history import History
-from tocsin_check.report import Report, TableReport
+from tocsin_check.watch.history import History
+from tocsin_check.watch.report import Report, TableReport
 
 SECRET = "a secret of at least thirty-two bytes"
 

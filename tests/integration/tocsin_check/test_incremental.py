@@ -16,14 +16,14 @@ from tests.support import servers
 from tocsin import broker
 from tocsin.settings import load_settings
 from tocsin.stack.process import free_port
-from tocsin_check import incremental
-from tocsin_check.changes import Changes
-from tocsin_check.checker import Checker
-from tocsin_check.feed import Feed, follow
-from tocsin_check.pace import Pace
-from tocsin_check.report import Proof, TableReport
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.watch import incremental
+from tocsin_check.watch.changes import Changes
+from tocsin_check.watch.checker import Checker
+from tocsin_check.watch.feed import Feed, follow
+from tocsin_check.watch.report import Proof, TableReport
 
 Setup = Callable[..., Awaitable[None]]
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
 from tests.integration.tocsin_check.test_service import tocsin
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.pace import Pace
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.verdict import Key, Verdict
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.rows.verdict import Key, Verdict
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.integration.tocsin_check.conftest import Audit
 from tests.integration.tocsin_check.test_service import tocsin
-from tocsin_check import audit as audit_module
-from tocsin_check import ledger as ledger_module
-from tocsin_check import outcome as outcome_module
+from tocsin_check.auditing import audit as audit_module
+from tocsin_check.auditing import outcome as outcome_module
+from tocsin_check.watch import ledger as ledger_module
 
 Setup = Callable[..., Awaitable[None]]
 

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Mark
-from tocsin_check.pace import Pace
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.verdict import Verdict
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Mark
+from tocsin_check.fencing.pace import Pace
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.rows.verdict import Verdict
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 

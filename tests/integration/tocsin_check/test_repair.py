@@ -14,11 +14,12 @@ from tests.integration.tocsin_check.conftest import Audit
 from tests.integration.tocsin_check.test_service import tocsin
 from tocsin.cli.drift_repair import Mending
 from tocsin.cli.drift_report import show_repairs
-from tocsin_check import repair, sessions
-from tocsin_check.checker import Checker
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.verdict import Key
+from tocsin_check import sessions
+from tocsin_check.auditing import repair
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.rows.verdict import Key
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 
@@ -231,7 +232,7 @@ async def test_of_more_drifted_rows_than_are_known_by_key_sql_is_for_some_and_sa
     await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 9) i")
     await setup()
     await replica.execute("UPDATE t SET v = 'drift' WHERE id <= 7")
-    monkeypatch.setattr("tocsin_check.ledger.ROWS_KEPT", 3)
+    monkeypatch.setattr("tocsin_check.watch.ledger.ROWS_KEPT", 3)
     checker, told = Checker(source_url, replica_url), list[tuple[int, int]]()
     async with open_sides(source_url, replica_url) as sides:
         table = await _table(checker, sides)

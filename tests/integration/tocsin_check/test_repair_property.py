@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from tocsin_check import repair, sessions
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check import sessions
+from tocsin_check.auditing import repair
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 ROWS = 300

@@ -14,8 +14,8 @@ from tests.support import servers
 from tocsin.errors import OperatorError
 from tocsin.stack.postgres_server import PostgresServer
 from tocsin.stack.process import free_port
-from tocsin_check.replicate import Progress, Replicated, replicate
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check.replication.replicate import Progress, Replicated, replicate
+from tocsin_check.replication.unreplicate import unreplicate
 
 Replicate = Callable[..., Awaitable[Replicated]]
 

@@ -18,8 +18,8 @@ from tests.support import servers
 from tests.support.servers import as_user
 from tocsin.sql import load_queries
 from tocsin_check import sessions
-from tocsin_check.replicate import replicate
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.replication.unreplicate import unreplicate
 from tocsin_listener.install import install
 
 ROLES = Path(__file__).parents[3] / "deploy" / "postgres"
@@ -83,7 +83,7 @@ async def test_the_checker_and_tocsin_drift_work_with_the_least_rights(pair: tup
     assert await owner.fetchval("SELECT v FROM plain WHERE id = 3") == "changed"
     await source.fetch("SELECT tocsin.watch('plain')")
     reader = await sessions.open_reader(source_url, sessions.SOURCE_SETTING)
-    queries = load_queries("tocsin_check", "changes.sql")
+    queries = load_queries("tocsin_check", "sql/changes.sql")
     assert [tuple(row)[:2] for row in await reader.fetch(queries["watched"])] == [("public", "plain")]
     await reader.fetchval(queries["reached"])
     await reader.close()

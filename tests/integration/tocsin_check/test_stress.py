@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from tocsin_check.audit import TableAudit
-from tocsin_check.checker import Checker
-from tocsin_check.fence import Lagging
-from tocsin_check.outcome import Outcome
-from tocsin_check.sides import Sides, open_sides
-from tocsin_check.table import Comparable
-from tocsin_check.verdict import DRIFT, Verdict
+from tocsin_check.auditing.audit import TableAudit
+from tocsin_check.auditing.outcome import Outcome
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.sides import Sides, open_sides
+from tocsin_check.rows.verdict import DRIFT, Verdict
+from tocsin_check.watch.checker import Checker
 
 Setup = Callable[..., Awaitable[None]]
 KEYS = 60

@@ -12,8 +12,8 @@ import pytest
 from tests.support import servers
 from tests.support.proxy import TcpProxy
 from tocsin.errors import OperatorError
-from tocsin_check.replicate import Progress, Replicated, replicate
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check.replication.replicate import Progress, Replicated, replicate
+from tocsin_check.replication.unreplicate import unreplicate
 
 Replicate = Callable[..., Awaitable[Replicated]]
 TRACES = """

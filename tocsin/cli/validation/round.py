@@ -19,11 +19,11 @@ from tocsin.cli.validation.report import CHECKER, GATEWAY, LISTENER, NATS, REPLI
 from tocsin.cli.validation.sweep import Sweep
 from tocsin.cli.validation.trial import AFTER, CHANGES, PLANTED, ROLLED_BACK, ROWS, Change, Trial, abandoned
 from tocsin.settings import Settings
-from tocsin_check.checker import Checker
-from tocsin_check.replicate import NAME as REPLICATION
-from tocsin_check.replicate import replicate
-from tocsin_check.sides import open_sides
-from tocsin_check.table import Comparable
+from tocsin_check.catalog.table import Comparable
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import NAME as REPLICATION
+from tocsin_check.replication.replicate import replicate
+from tocsin_check.watch.checker import Checker
 from tocsin_listener.install import VERSION, require_installed
 from tocsin_listener.watch import watch
 

@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 
 from tocsin.cli.validation.report import LISTENER, Broken
-from tocsin_check.replicate import NAME as REPLICATION
+from tocsin_check.replication.replicate import NAME as REPLICATION
 from tocsin_listener.leader import LOCK
 
 _PAUSE: Final = 0.05

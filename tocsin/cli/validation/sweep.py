@@ -11,10 +11,10 @@ import asyncpg
 from tocsin import postgres
 from tocsin.cli.validation.trial import NAME, Trial
 from tocsin.errors import OperatorError, Unavailable
-from tocsin_check.fence import Lagging
-from tocsin_check.replicate import NAME as REPLICATION
-from tocsin_check.sides import open_sides
-from tocsin_check.unreplicate import unreplicate
+from tocsin_check.fencing.fence import Lagging
+from tocsin_check.fencing.sides import open_sides
+from tocsin_check.replication.replicate import NAME as REPLICATION
+from tocsin_check.replication.unreplicate import unreplicate
 from tocsin_listener.watch import unwatch
 
 _TROUBLE: Final = (OperatorError, Unavailable, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)

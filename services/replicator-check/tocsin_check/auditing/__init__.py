@@ -1,0 +1,1 @@
+"""One audit: from a block that differs to the verdict on each of its rows, and the repair."""

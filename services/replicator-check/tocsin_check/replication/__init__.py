@@ -1,0 +1,1 @@
+"""Logical replication set up, and taken down again."""
