@@ -141,3 +141,11 @@ async def test_rows_that_only_the_replica_has_before_the_first_and_behind_the_la
     async with opened(source_url, replica_url) as (sides, table):
         outcome = await audit_module.TableAudit(sides, table).run()
     assert sorted(int(case.key[0]) for case in outcome.drifted) == [-2147483648, 0, 4001, 9000, 2147483647]
+
+
+async def test_a_small_table_is_one_block(setup: Setup, source: asyncpg.Connection, source_url: str, replica_url: str) -> None:
+    await source.execute("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 900) i")
+    await setup("t")
+    async with opened(source_url, replica_url) as (sides, table):
+        outcome = await audit_module.TableAudit(sides, table).run()
+    assert (outcome.blocks, outcome.rows) == (1, 900)

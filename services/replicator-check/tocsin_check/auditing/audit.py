@@ -162,13 +162,14 @@ class TableAudit:
 
     async def _read_dense(self, low: Key | None, outcome: Outcome, blocks: asyncio.Queue[Block | None]) -> Key | None:
         """Blocks whose keys are known before they are read, so that the replica can be read at the same time, as long as both are equal and the keys
-        dense; where the others begin. A range has at most as many rows as keys, whatever lies in it.
+        dense; where the others begin, which have the last FIRST_BLOCK keys at least. A range has at most as many rows as keys, whatever lies in it.
         """
         async with self._source_free, self._replica_free:
             extent = await self._blocks.extent(low)
         if extent is None:
             return low
         begin, end = extent
+        end -= FIRST_BLOCK
         while self._all_equal and begin <= end:
             await self._ahead.acquire()
             width = min(self._block, end + 1 - begin)
