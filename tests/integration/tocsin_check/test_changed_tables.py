@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -96,7 +97,7 @@ async def test_columns_that_change_in_the_midst_are_no_fault_of_the_table(
 async def test_a_locked_table_is_told_with_its_holder_and_the_others_are_audited(
     setup: Setup, source: asyncpg.Connection, replica: asyncpg.Connection, source_url: str, replica_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PostgreSQL opens every published table to say what is published, so the catalogs can't be read either."""
+    """PostgreSQL 18, not 15, opens every published table to say what is published, so the catalogs can't be read either."""
     monkeypatch.setattr(sessions, "PINNED", sessions.PINNED.replace("lock_timeout = '5s'", "lock_timeout = '100ms'"))
     await source.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (1)")
     await setup("a", "b")
@@ -118,10 +119,11 @@ async def test_a_locked_table_is_told_with_its_holder_and_the_others_are_audited
             [a, _] = checker.report().tables
             process = await source.fetchval("SELECT pg_backend_pid()")
             assert f"process {process}, holds it" in (a.reason or "")
-            with pytest.raises(OperatorError, match=f"process {process}, holds it") as told:
+            opens_all = source.get_server_version().major >= 18
+            with pytest.raises(OperatorError, match=f"process {process}, holds it") if opens_all else contextlib.nullcontext() as told:
                 async with open_sides(source_url, replica_url) as sides:
                     await Checker(source_url, replica_url).take_stock(sides)
-            assert f"pg_terminate_backend({process})" in told.value.fix
+            assert told is None or f"pg_terminate_backend({process})" in told.value.fix
         checker.ask(None)
         await until(lambda tables: tables["public.a"].status == "in_sync")
         audits.cancel()
